@@ -1,0 +1,68 @@
+# One command each: `make run` serves a real model, `make test` passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_MODEL := HuggingFaceTB/SmolLM2-135M-Instruct
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what there is.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch first and alone: asked for by name and version, pip takes the build that the machine offers for it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.installed ## Create .venv and install everything, the dev tools included.
+
+models/$(DEMO_MODEL)/config.json: | $(VENV)/.installed
+	$(BIN)/python scripts/prepare_demo_model.py
+
+.PHONY: model
+model: models/$(DEMO_MODEL)/config.json ## Prepare the demo model.
+
+# The demo model is so small that sampling often leads it astray; greedy answers are worth reading.
+.PHONY: run
+run: setup model ## Serve the demo model on port 8000 (INFERAPI_* settings apply).
+	INFERAPI_MODEL="$${INFERAPI_MODEL:-$(DEMO_MODEL)}" \
+	INFERAPI_TEMPERATURE="$${INFERAPI_TEMPERATURE:-0}" \
+	INFERAPI_LOG_FORMAT="$${INFERAPI_LOG_FORMAT:-text}" exec $(BIN)/inferapi serve
+
+.PHONY: test
+test: setup model ## Run all tests.
+	$(BIN)/python -m pytest
+
+.PHONY: unit
+unit: setup ## Run the unit tests: seconds, no model.
+	$(BIN)/python -m pytest tests/unit
+
+.PHONY: lint
+lint: setup ## Format check, lint, types, import contracts.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: check
+check: lint model ## Everything that must be green before a commit: lint and tests with coverage.
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=85
+
+.PHONY: bench
+bench: setup model ## Measure throughput, load time and health latency on this machine.
+	$(BIN)/python benchmarks/serving.py
+
+.PHONY: format
+format: setup ## Format the code.
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## Remove what the other targets made, except the models.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist

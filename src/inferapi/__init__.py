@@ -1,0 +1,3 @@
+"""Serve Hugging Face language models over HTTP."""
+
+__version__ = "0.1.0"

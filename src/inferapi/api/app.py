@@ -1,0 +1,49 @@
+"""The HTTP application: routers, middleware and error handlers put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from inferapi import __version__
+from inferapi.api.chat import chat_router
+from inferapi.api.errors import add_error_handlers
+from inferapi.api.health import health_router
+from inferapi.api.infer import infer_router
+from inferapi.api.middleware import BodyGate, RequestIds
+from inferapi.api.models import models_router
+from inferapi.api.schema import SamplingPolicy
+from inferapi.application.conversation import Conversation
+from inferapi.application.inference import Inference
+from inferapi.application.lifecycle import ModelLifecycle
+
+
+def create_app(
+    lifecycle: ModelLifecycle,
+    inference: Inference,
+    conversation: Conversation,
+    *,
+    sampling: SamplingPolicy,
+    max_body_bytes: int,
+) -> FastAPI:
+    """The ASGI app; its lifespan starts the lifecycle and ends it, with every engine."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await lifecycle.start()
+        try:
+            yield
+        finally:
+            await lifecycle.aclose()
+
+    app = FastAPI(title="inferapi", version=__version__, lifespan=lifespan, redoc_url=None)
+    app.include_router(models_router(lifecycle))
+    app.include_router(infer_router(inference, sampling))
+    app.include_router(chat_router(conversation, sampling))
+    app.include_router(health_router(lifecycle))
+    add_error_handlers(app)
+    app.add_middleware(BodyGate, max_body_bytes=max_body_bytes)
+    app.add_middleware(RequestIds)
+    return app

@@ -1,0 +1,147 @@
+"""Errors to HTTP: the one table of statuses, and the one shape, RFC 9457 problem details."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from inferapi.domain import errors
+from inferapi.domain.errors import InferapiError, InvalidJson, InvalidRequest, UnexpectedError
+from inferapi.logs import request_id
+
+log = logging.getLogger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How HTTP says an error. ``should_retry`` false tells clients that retry by themselves not to."""
+
+    status: int
+    retry_after_s: int | None = None
+    should_retry: bool | None = None
+
+
+ANSWERS: dict[type[InferapiError], Answer] = {
+    errors.InvalidJson: Answer(400),
+    errors.InvalidRequest: Answer(422),
+    errors.UnsupportedMediaType: Answer(415),
+    errors.BodyTooLarge: Answer(413),
+    errors.ModelNameInvalid: Answer(422),
+    errors.ContextWindowExceeded: Answer(422),
+    errors.ModelNotFound: Answer(404),
+    errors.ModelNotAllowed: Answer(403),
+    errors.ModelGated: Answer(403),
+    errors.ModelInvalid: Answer(422),
+    errors.UnsafeWeights: Answer(422),
+    errors.RemoteCodeRefused: Answer(422),
+    errors.ModelTooLarge: Answer(422),
+    errors.InsufficientMemory: Answer(503, retry_after_s=30),
+    errors.InsufficientStorage: Answer(507, should_retry=False),
+    errors.HubUnavailable: Answer(503, retry_after_s=30),
+    errors.HubTimeout: Answer(504, retry_after_s=30),
+    errors.ModelLoadFailed: Answer(500),
+    errors.ModelNotLoaded: Answer(409),
+    errors.ModelLoading: Answer(503, retry_after_s=5),
+    errors.OperationInProgress: Answer(409, retry_after_s=5),
+    errors.QueueFull: Answer(503, retry_after_s=1),
+    errors.ShuttingDown: Answer(503, retry_after_s=5),
+    errors.GenerationTimeout: Answer(504, should_retry=False),
+    errors.GenerationAborted: Answer(503, retry_after_s=5),
+    errors.ModelCrashed: Answer(503, retry_after_s=1),
+    errors.OutOfMemory: Answer(503, retry_after_s=5),
+    errors.SessionNotFound: Answer(404),
+    errors.SessionBusy: Answer(409, retry_after_s=1),
+    errors.HistoryNotSaved: Answer(503, should_retry=False),
+    errors.SessionStoreUnavailable: Answer(503, retry_after_s=2),
+    errors.UnexpectedError: Answer(500),
+}
+
+_CLIENT_CLOSED_REQUEST = 499
+_FIELD = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+def problem(error: InferapiError) -> dict[str, Any]:
+    """The error as problem details; numbers among its facts come as members of their own."""
+    status = ANSWERS[type(error)].status
+    counts = {
+        name: fact for name, fact in error.facts.items() if isinstance(fact, int | float) and not isinstance(fact, bool)
+    }
+    return _details(status, error.code, error.message) | counts
+
+
+def problem_response(error: InferapiError) -> Response:
+    """The error as a response."""
+    answer = ANSWERS[type(error)]
+    headers = {}
+    if answer.retry_after_s is not None:
+        headers["Retry-After"] = str(answer.retry_after_s)
+    if answer.should_retry is not None:
+        headers["x-should-retry"] = str(answer.should_retry).lower()
+    return _response(answer.status, problem(error), headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every error that leaves a route a problem, whoever raised it."""
+
+    @app.exception_handler(InferapiError)
+    async def _domain(_: Request, error: InferapiError) -> Response:
+        return problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_: Request, error: RequestValidationError) -> Response:
+        found = error.errors()
+        if any(entry["type"] == "json_invalid" for entry in found):
+            return problem_response(InvalidJson())
+        return problem_response(InvalidRequest(problem="; ".join(_told(entry) for entry in found[:10])))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> Response:
+        # Raised by the framework alone: no such path or method, or a body that it could not read.
+        if error.status_code == HTTPStatus.BAD_REQUEST:
+            return problem_response(InvalidJson())
+        phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_")
+        return _response(error.status_code, _details(error.status_code, code, f"{phrase}."), dict(error.headers or {}))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)  # for the log: nobody reads it
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> Response:
+        log.error("unexpected error", exc_info=error)
+        return problem_response(UnexpectedError())
+
+
+def _told(entry: dict[str, Any]) -> str:
+    """What is wrong and where, without what was sent."""
+    path = [str(part) for part in entry["loc"] if part != "body"]
+    where = ".".join(part if _FIELD.fullmatch(part) else "…" for part in path) or "body"
+    return f"{where}: {entry['msg']}"
+
+
+def _details(status: int, code: str, detail: str) -> dict[str, Any]:
+    return {
+        "type": f"urn:inferapi:error:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": f"urn:inferapi:request:{request_id.get() or ''}",
+        "code": code,
+    }
+
+
+def _response(status: int, body: dict[str, Any], headers: dict[str, str]) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, PROBLEM_MEDIA_TYPE)

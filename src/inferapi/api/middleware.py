@@ -1,0 +1,91 @@
+"""What every request passes, as plain ASGI: an id, a log line, and a look at the body before anybody reads it.
+
+Starlette's ``BaseHTTPMiddleware`` is not used: it can hide that a client has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from inferapi.api.errors import problem_response
+from inferapi.domain.errors import BodyTooLarge, UnsupportedMediaType
+from inferapi.logs import request_id
+
+log = logging.getLogger("inferapi.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestIds:
+    """Gives every request an id, the client's if it is a decent one, in the response, the log and the errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        wanted = Headers(scope=scope).get("x-request-id", "")
+        current = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        request_id.set(current)
+        started_s, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = current
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
+            duration_ms = 1000 * (time.monotonic() - started_s)
+            log.log(level, "%s %r %d in %.0f ms", scope["method"], scope["path"][:200], status, duration_ms)
+
+
+class BodyGate:
+    """Refuses bodies that are no JSON by their own word, and counts bytes as they arrive, declared or not."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
+        has_body = "transfer-encoding" in headers or declared not in {"", "0"}
+        if has_body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            await problem_response(UnsupportedMediaType())(scope, receive, send)
+            return
+        too_large = BodyTooLarge(limit_bytes=self._max_body_bytes)
+        if declared.isdecimal() and int(declared) > self._max_body_bytes:
+            response = problem_response(too_large)
+            response.headers["Connection"] = "close"  # or the server would have to read it all
+            await response(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, counted, send)

@@ -1,0 +1,99 @@
+"""Request bodies that infer and chat share: every number, list and string is bounded, and numbers are strict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from inferapi.application.inference import Answered
+from inferapi.domain.errors import InvalidRequest
+from inferapi.domain.generation import SamplingParams
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)]
+SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+MAX_TOKEN_COUNT = 1_000_000
+MAX_STOP_STRINGS = 16
+
+
+class Body(BaseModel):
+    """A request body: unknown fields are refused, ``true`` is not 1, and there is no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPolicy:
+    """What the operator decided about sampling.
+
+    Attributes:
+        max_new_tokens: the most that one request may ask for.
+        temperature: for requests that do not say.
+    """
+
+    max_new_tokens: int
+    temperature: float
+
+
+class SamplingBody(Body):
+    """How to choose tokens, and what to answer with."""
+
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="0 is greedy. Without one: 0.7, unless the server was set otherwise."
+    )
+    repetition_penalty: float = Field(1.1, gt=0, le=10)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=MAX_TOKEN_COUNT, description="0 keeps all tokens.")
+    min_p: float = Field(0.0, ge=0, le=1)
+    stop: list[StopString] | StopString | None = Field(None, description="Up to 16 strings that end the answer.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    min_new_tokens: int = Field(0, ge=0, le=MAX_TOKEN_COUNT)
+    ignore_eos: bool = False
+    stream: bool = Field(False, description="Answer as server-sent events.")
+    details: bool = Field(False, description="Add usage, timings and the reason of the end.")
+
+    def sampling(self, max_new_tokens: int, policy: SamplingPolicy) -> SamplingParams:
+        """The parameters for the engine.
+
+        Raises:
+            InvalidRequest: a count is beyond what the server allows.
+        """
+        if max_new_tokens > policy.max_new_tokens:
+            raise InvalidRequest(problem=f"max_new_tokens: at most {policy.max_new_tokens} on this server")
+        if self.min_new_tokens > max_new_tokens:
+            raise InvalidRequest(problem="min_new_tokens: more than max_new_tokens")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(problem=f"stop: at most {MAX_STOP_STRINGS} strings")
+        return SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=policy.temperature if self.temperature is None else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=stop,
+            min_new_tokens=self.min_new_tokens,
+            ignore_eos=self.ignore_eos,
+        )
+
+
+def details(answered: Answered) -> dict[str, Any]:
+    """What ``"details": true`` adds."""
+    finish = answered.finish
+    usage = finish.usage
+    return {
+        "finish_reason": finish.reason,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "dropped_turns": usage.dropped_turns,
+        },
+        "timings": finish.timings,
+        "model": answered.model,
+    }

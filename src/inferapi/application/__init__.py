@@ -1,0 +1,1 @@
+"""The policy: what happens, in which order."""

@@ -1,0 +1,82 @@
+"""Whether a model may be loaded: its name against the operator's list, its bytes against the memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+
+from inferapi.application import memory_fit
+from inferapi.application.policy import LifecyclePolicy, ModelKey
+from inferapi.domain.errors import InsufficientMemory, ModelNotAllowed, ModelTooLarge
+from inferapi.domain.model import Device, EngineSpec, FitReport, LoadOptions, ModelProfile, ModelRef
+from inferapi.domain.ports import GpuProbe
+
+
+class Admission:
+    """Says yes, or why not; changes nothing."""
+
+    def __init__(self, probe: GpuProbe, policy: LifecyclePolicy) -> None:
+        self._probe = probe
+        self._policy = policy
+
+    def key(self, ref: ModelRef, options: LoadOptions | None) -> ModelKey:
+        """The load that is meant.
+
+        Raises:
+            ModelNotAllowed: the operator's list does not hold the name.
+        """
+        if not any(fnmatchcase(ref.name, pattern) for pattern in self._policy.allowed_models):
+            raise ModelNotAllowed(model=str(ref))
+        return ModelKey(ref, options or self._policy.default_options)
+
+    def device(self) -> Device:
+        """Where models live, and how full it is now."""
+        return self._probe.device()
+
+    def report(
+        self, profile: ModelProfile, options: LoadOptions, *, resident_bytes: int, reclaimable_bytes: int
+    ) -> FitReport:
+        """What the model needs against what there is once ``reclaimable_bytes`` are given back."""
+        device = self.device()
+        room = memory_fit.room_for(
+            device,
+            budget_bytes=self._policy.memory_budget_bytes,
+            resident_bytes=resident_bytes,
+            reclaimable_bytes=reclaimable_bytes,
+        )
+        return memory_fit.fit(profile, options, device, room, max_batch=self._policy.max_batch)
+
+    def require(self, report: FitReport, profile: ModelProfile) -> None:
+        """Nothing, if it fits.
+
+        Raises:
+            ModelTooLarge: it never will.
+            InsufficientMemory: it does not now.
+        """
+        if not report.fits:
+            error = InsufficientMemory if report.can_ever_fit else ModelTooLarge
+            raise error(**_facts(report), hint=memory_fit.hint(report, profile))
+
+    def spec(self, key: ModelKey, path: str, report: FitReport) -> EngineSpec:
+        """What a worker must know to load what was admitted."""
+        device = self.device()
+        return EngineSpec(
+            model=str(key.ref),
+            path=path,
+            device=device.kind,
+            device_count=device.count,
+            dtype=report.dtype,
+            kv_cache_tokens=report.kv_cache_tokens,
+            max_batch=self._policy.max_batch,
+            max_queue=self._policy.max_queue,
+            threads=self._policy.threads,
+        )
+
+
+def ran_out_of_memory(report: FitReport) -> InsufficientMemory:
+    """The estimate said yes, and loading found otherwise."""
+    return InsufficientMemory(**_facts(report), hint="The estimate said it fits, but memory ran out while loading.")
+
+
+def _facts(report: FitReport) -> dict[str, int | str]:
+    return asdict(report) | {"needed_bytes": report.needed_bytes, "device": report.device.value}

@@ -1,0 +1,51 @@
+"""Answers from the current model: one prompt in, chunks out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from inferapi.application.lifecycle import ModelLifecycle
+from inferapi.domain.generation import Chunk, Finish, GenerationRequest, Prompt, SamplingParams
+from inferapi.domain.ports import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The end of an answer: all of its text, how it ended, and which model gave it."""
+
+    text: str
+    model: str
+    finish: Finish
+
+
+class Inference:
+    """Runs prompts on whatever model is current, each within the request deadline."""
+
+    def __init__(self, lifecycle: ModelLifecycle, clock: Clock, request_timeout_s: float) -> None:
+        self._lifecycle = lifecycle
+        self._clock = clock
+        self._request_timeout_s = request_timeout_s
+
+    async def infer(
+        self, prompt: Prompt, sampling: SamplingParams, affinity: str | None = None
+    ) -> AsyncGenerator[Chunk | Answered]:
+        """Yield the pieces of the answer as they are decoded, none empty, then ``Answered``.
+
+        Closing the generator stops the work within one decode step.
+
+        Raises:
+            GenerationFailed, WrongState, ModelUnavailable, InvalidInput: as ``ModelLifecycle.lease`` and
+                ``TextEngine.generate`` raise them.
+        """
+        arrived_s = self._clock.monotonic_s()
+        request = GenerationRequest(prompt, sampling, arrived_s, arrived_s + self._request_timeout_s, affinity)
+        async with self._lifecycle.lease() as engine, aclosing(engine.generate(request)) as chunks:
+            parts: list[str] = []
+            async for chunk in chunks:
+                if chunk.text:
+                    parts.append(chunk.text)
+                    yield chunk
+                if chunk.finish is not None:
+                    yield Answered("".join(parts), engine.facts.model, chunk.finish)

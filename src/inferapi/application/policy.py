@@ -1,0 +1,46 @@
+"""What the operator decided about models, and what makes two loads the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from inferapi.domain.model import LoadOptions, ModelRef
+
+NEVER_S = -1
+"""An inactivity threshold that never comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LifecyclePolicy:
+    """The operator's limits.
+
+    Attributes:
+        inactivity_threshold_s: unload after so long without use; ``NEVER_S`` for never.
+        drain_timeout_s: how long running requests may finish before their model goes.
+        load_wait_s: how long a request waits for a model that is being loaded.
+        memory_budget_bytes: a ceiling on the memory of all models; none for what the probe reports.
+        allowed_models: glob patterns of names.
+        threads: CPU threads of a worker; none for torch's own choice.
+        default_options: for loads that do not say.
+        preload: the model to load at start; the server is not ready before.
+    """
+
+    max_resident_models: int = 1
+    inactivity_threshold_s: int = 300
+    drain_timeout_s: float = 30.0
+    load_wait_s: float = 300.0
+    memory_budget_bytes: int | None = None
+    allowed_models: tuple[str, ...] = ("*",)
+    max_batch: int = 32
+    max_queue: int = 64
+    threads: int | None = None
+    default_options: LoadOptions = field(default_factory=LoadOptions)
+    preload: ModelRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKey:
+    """Two loads with the same key are the same load."""
+
+    ref: ModelRef
+    options: LoadOptions

@@ -1,0 +1,79 @@
+"""The command line: ``inferapi serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from inferapi.container import NoGpuError
+from inferapi.domain.errors import ModelNameInvalid
+from inferapi.main import create
+from inferapi.settings import Settings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve Hugging Face language models over HTTP.")
+
+
+@app.callback()
+def _root() -> None:
+    """So that ``serve`` stays a command by name while it is the only one."""
+
+
+def _settings_help() -> str:
+    lines = ["Start the server. Settings come from the environment:", ""]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f" (default: {field.default})"
+        lines += [f"INFERAPI_{name.upper()}: {field.description}{default}", ""]
+    return "\n".join([*lines, "HUGGING_FACE_HUB_TOKEN (or HF_TOKEN): for private and gated models."])
+
+
+@app.command(help=_settings_help())
+def serve(
+    host: Annotated[str | None, typer.Option(help="Overrides INFERAPI_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Overrides INFERAPI_PORT.")] = None,
+    model: Annotated[str | None, typer.Option(help="Overrides INFERAPI_MODEL.")] = None,
+) -> None:
+    """Run until SIGTERM or Ctrl-C."""
+    given = {name: value for name, value in (("host", host), ("port", port), ("model", model)) if value is not None}
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type]  # each option has its field's type
+        application = create(settings)
+    except ValidationError as error:
+        for entry in error.errors():
+            typer.echo(f"INFERAPI_{'_'.join(map(str, entry['loc'])).upper()}: {entry['msg']}", err=True)
+        raise typer.Exit(2) from error
+    except (NoGpuError, ModelNameInvalid) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    if not settings.is_loopback and not settings.allow_anonymous:
+        typer.echo(
+            f"Refusing to bind {settings.host}: anybody who can reach it could load models and read answers. "
+            "Put a proxy with authentication in front and set INFERAPI_ALLOW_ANONYMOUS=true, or bind 127.0.0.1.",
+            err=True,
+        )
+        raise typer.Exit(2)
+    _greet(settings)
+    uvicorn.run(
+        application,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.drain_timeout_s),
+    )
+
+
+def _greet(settings: Settings) -> None:
+    if settings.logs_as_text:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        typer.echo(f"inferapi is starting on http://{host}:{settings.port}, its manual on /docs. Try:\n")
+        typer.echo(f"  curl -s http://{host}:{settings.port}/chat -H 'Content-Type: application/json' \\")
+        typer.echo("""    -d '{"text": "What is the capital of France?"}'\n""")
+
+
+def main() -> None:
+    """Entry point of the ``inferapi`` command."""
+    app()

@@ -1,0 +1,165 @@
+"""The ports: what the application needs from outside, each a contract.
+
+The tests' ``contracts.py`` holds one contract class a port; fakes and adapters both pass it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from inferapi.domain.chat import Session, Turn
+from inferapi.domain.generation import Chunk, GenerationRequest
+from inferapi.domain.model import Device, EngineFacts, EngineLoad, EngineSpec, ModelProfile, ModelRef
+
+
+class Clock(Protocol):
+    """Time. Durations come from ``monotonic_s`` alone."""
+
+    def monotonic_s(self) -> float:
+        """Seconds on the system's monotonic clock, the same in every process of the machine."""
+        ...
+
+    def wall_s(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    async def sleep(self, duration_s: float) -> None:
+        """Wait; cancelling ends it at once."""
+        ...
+
+
+class GpuProbe(Protocol):
+    """What memory there is for models: GPUs where there are any, the host's otherwise."""
+
+    def device(self) -> Device:
+        """Read the figures now; at most some milliseconds, so it may run on the event loop."""
+        ...
+
+
+class ModelRepository(Protocol):
+    """Models by name: what they are, and their files on this machine."""
+
+    async def profile(self, ref: ModelRef) -> ModelProfile:
+        """Learn what a model is, from its config and its weights' headers; downloads no weights.
+
+        Raises:
+            ModelNotFound, ModelGated, HubUnavailable, HubTimeout: it cannot be had.
+            ModelInvalid, UnsafeWeights, RemoteCodeRefused: it must not be served.
+        """
+        ...
+
+    async def fetch(self, ref: ModelRef) -> str:
+        """Have the model's files on this machine and return their folder. Cancelling stops a download.
+
+        Raises:
+            InsufficientStorage: the disk is full.
+            ModelNotFound, ModelGated, HubUnavailable, HubTimeout: as ``profile``.
+        """
+        ...
+
+
+class TextEngine(Protocol):
+    """One loaded model, ready to turn prompts into text."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What the model became when it was loaded."""
+        ...
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy it is, as last heard."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
+        """Yield text as it is decoded; the last chunk alone carries ``finish``.
+
+        Closing the generator, or cancelling, frees its slot within one decode step.
+
+        Raises:
+            ContextWindowExceeded: prompt tokens + ``max_new_tokens`` do not fit.
+            QueueFull: every slot is taken and the waiting queue is full.
+            OutOfMemory: this request found no memory; the engine lives.
+            GenerationTimeout: the request's deadline passed.
+            GenerationAborted: ``aclose`` took the engine away meanwhile.
+            ModelCrashed: the engine died; every later call raises it too.
+        """
+        ...
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the engine is gone."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Return once the engine is gone, by ``aclose`` or by a crash."""
+        ...
+
+    async def aclose(self) -> None:
+        """End it and wait until its memory is back. Idempotent."""
+        ...
+
+
+class EngineLauncher(Protocol):
+    """Starts engines."""
+
+    async def start(self) -> None:
+        """Prepare, so that the first ``launch`` need not. Optional, idempotent."""
+        ...
+
+    async def launch(self, spec: EngineSpec) -> TextEngine:
+        """Load a model. Cancelling ends the loading and frees what it took.
+
+        Raises:
+            ModelInvalid: the files cannot be loaded.
+            OutOfMemory: memory ran out while loading.
+            ModelLoadFailed: anything else.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End every engine that is still there."""
+        ...
+
+
+class SessionStore(Protocol):
+    """Sessions, and the system prompt that new ones get.
+
+    Every method may raise ``SessionStoreUnavailable``.
+    """
+
+    async def get(self, session_id: str) -> Session | None:
+        """The session, or ``None`` if it is unknown or expired."""
+        ...
+
+    async def append(self, session: Session, turn: Turn) -> Session:
+        """Store one turn whole, creating the session with its system prompt at the first one.
+
+        ``session`` is what was read before generating; its version must still be the stored one.
+
+        Raises:
+            HistoryNotSaved: the session changed, was deleted meanwhile, or is full.
+        """
+        ...
+
+    async def delete(self, session_id: str) -> bool:
+        """Forget it; false if there was none. A turn that is running then is not stored."""
+        ...
+
+    def turn(self, session_id: str, *, wait_s: float) -> AbstractAsyncContextManager[None]:
+        """Hold the session for one turn, so that turns of one session never overlap.
+
+        Raises:
+            SessionBusy: another turn held it for longer than ``wait_s``.
+        """
+        ...
+
+    async def system_prompt(self) -> str | None:
+        """What ``set_system_prompt`` stored last, if anything."""
+        ...
+
+    async def set_system_prompt(self, prompt: str) -> None:
+        """Keep the prompt for sessions that start from now on."""
+        ...

@@ -1,0 +1,1 @@
+"""One loaded model turning prompts into text; runs in the worker process."""

@@ -1,0 +1,76 @@
+"""Token ids to text, as they come: no broken UTF-8, no stop string, nothing twice.
+
+Decoding a token alone loses what its neighbours decide (spaces, bytes of one character). So each step
+decodes a short window with and without the new token and emits the difference, once it is whole; after
+text-generation-inference's ``decode_token``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_CONTEXT_TOKENS = 6
+_INCOMPLETE = "\ufffd"
+_PATIENCE_TOKENS = 8  # a character has at most 4 bytes; what is still broken then will stay so
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Detokenizer:
+    """The text of one answer.
+
+    Args:
+        decode: ids to text, special tokens left out.
+        prompt_tokens: the end of the prompt is the first window, so that leading spaces are right.
+        stop: strings that end the answer.
+    """
+
+    def __init__(self, decode: Decode, prompt_tokens: Sequence[int], stop: Sequence[str]) -> None:
+        self._decode = decode
+        self._tokens = list(prompt_tokens[-_CONTEXT_TOKENS:])
+        self._window_start = 0
+        self._emitted_end = len(self._tokens)
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int, *, may_stop: bool = True) -> str:
+        """Add a token; return the text that is certain now. ``stopped`` tells that a stop string was met."""
+        self._tokens.append(token)
+        before = self._decode(self._tokens[self._window_start : self._emitted_end])
+        after = self._decode(self._tokens[self._window_start :])
+        if len(after) <= len(before):  # a special token has no text
+            self._emitted_end = len(self._tokens)
+            return ""
+        if after.endswith(_INCOMPLETE) and len(self._tokens) - self._emitted_end < _PATIENCE_TOKENS:
+            return ""
+        self._window_start, self._emitted_end = self._emitted_end, len(self._tokens)
+        return self._release(after[len(before) :], may_stop=may_stop)
+
+    def flush(self) -> str:
+        """What was held back, when no more tokens come."""
+        if self.stopped:
+            return ""
+        before = self._decode(self._tokens[self._window_start : self._emitted_end])
+        after = self._decode(self._tokens[self._window_start :])
+        rest, self._held = self._held + after[len(before) :], ""
+        self._window_start = self._emitted_end = len(self._tokens)
+        return rest
+
+    def _release(self, text: str, *, may_stop: bool) -> str:
+        if not self._stop:
+            return text
+        text = self._held + text
+        if may_stop:
+            found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+            if found:
+                self.stopped, self._held = True, ""
+                return text[: min(found)]
+        keep = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that a stop string begins with."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,146 @@
+"""The step loop: schedule, run, sample, publish. The only writer of slots and KV blocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from inferapi.domain.errors import InferapiError, OutOfMemory
+from inferapi.domain.generation import Chunk, Finish, FinishReason
+from inferapi.domain.model import EngineLoad
+from inferapi.engine.detokenizer import Decode, Detokenizer
+from inferapi.engine.model_runner import Runner
+from inferapi.engine.request import Request
+from inferapi.engine.sampler import Sampler
+from inferapi.engine.scheduler import Plan, Scheduler, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a step has to say to one request: a piece of its answer, or why it failed."""
+
+    request_id: int
+    item: Chunk | InferapiError
+
+
+class EngineLoop:
+    """Steps of one model. Not thread-safe: one thread submits, cancels and steps.
+
+    Args:
+        decode: ids to text, special tokens left out.
+        eos_token_ids: tokens that end an answer.
+        now_s: the system's monotonic clock.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        decode: Decode,
+        eos_token_ids: Collection[int],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._sampler = Sampler(eos_token_ids)
+        self._decode = decode
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._now_s = now_s
+        self._requests: dict[int, tuple[Request, Detokenizer]] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is waiting or running."""
+        return self._scheduler.is_idle
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy it is."""
+        scheduler = self._scheduler
+        return EngineLoad(len(scheduler.running), scheduler.waiting, scheduler.kv_cache_usage_ratio)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: too many wait already.
+        """
+        self._scheduler.submit(request)
+        detokenizer = Detokenizer(self._decode, request.tokens, request.sampling.stop)
+        self._requests[request.request_id] = (request, detokenizer)
+
+    def cancel(self, request_id: int) -> None:
+        """Drop a request wherever it is; unknown ids are fine, they may have finished meanwhile."""
+        if request_id in self._requests:
+            self._drop(self._requests[request_id][0])
+
+    def step(self) -> list[Output]:
+        """One forward pass for everybody who runs; nothing when idle."""
+        plan = self._scheduler.plan(self._now_s())
+        if plan is None:
+            return []
+        try:
+            logits = self._runner.run(plan)
+            sampling = [segment.request for segment in plan.segments if segment.samples]
+            tokens = self._sampler.sample(logits, sampling) if sampling else []
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return self._fail(plan)
+        return self._advance(plan.segments, iter(tokens))
+
+    def _advance(self, segments: Sequence[Segment], tokens: Iterator[int]) -> list[Output]:
+        outputs = []
+        for segment in segments:
+            request = segment.request
+            samples = segment.samples
+            request.num_computed_tokens += segment.length
+            if samples:
+                chunk = self._accept(request, next(tokens))
+                if chunk.text or chunk.finish:
+                    outputs.append(Output(request.request_id, chunk))
+        return outputs
+
+    def _accept(self, request: Request, token: int) -> Chunk:
+        """Append a sampled token, and end the request if it was its last."""
+        detokenizer = self._requests[request.request_id][1]
+        sampling = request.sampling
+        request.tokens.append(token)
+        if request.first_token_s is None:
+            request.first_token_s = self._now_s()
+        if token in self._eos_token_ids and not sampling.ignore_eos:
+            text, reason = detokenizer.flush(), FinishReason.STOP
+        else:
+            text = detokenizer.push(token, may_stop=request.num_completion_tokens >= sampling.min_new_tokens)
+            if detokenizer.stopped:
+                reason = FinishReason.STOP
+            elif request.num_completion_tokens >= sampling.max_new_tokens:
+                text, reason = text + detokenizer.flush(), FinishReason.LENGTH
+            else:
+                return Chunk(text)
+        request.finish_reason = reason
+        self._drop(request)
+        return Chunk(text, Finish(reason, request.usage(), request.timings(self._now_s())))
+
+    def _fail(self, plan: Plan) -> list[Output]:
+        """Give up the requests whose pass found no memory: the newest prompts, or else all of it."""
+        victims = plan.prefills or plan.decodes
+        for segment in victims:
+            self._drop(segment.request)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return [Output(segment.request.request_id, OutOfMemory()) for segment in victims]
+
+    def _drop(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        self._scheduler.remove(request)
+        self._runner.release(request)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found no memory, on whichever device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,184 @@
+"""A folder of weights becomes an engine: dtype, device, attention kernel, cache, and a check that it is right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from inferapi.domain.errors import ModelInvalid
+from inferapi.domain.model import DeviceKind, EngineFacts, EngineSpec
+from inferapi.engine.block_pool import BlockPool
+from inferapi.engine.kv_cache import BLOCK_TOKENS
+from inferapi.engine.loop import EngineLoop, is_out_of_memory
+from inferapi.engine.model_runner import Runner
+from inferapi.engine.packing import can_pack, pack_linears
+from inferapi.engine.paging import NotPageableError, make_batched_runner
+from inferapi.engine.prompt_encoder import PromptEncoder
+from inferapi.engine.scheduler import Scheduler
+from inferapi.engine.sequential_runner import SequentialRunner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_CHUNK_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
+_IDLE_CHUNK_TOKENS = {DeviceKind.CPU: 512, DeviceKind.CUDA: 2048}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready: its step loop, its prompts, and what it became."""
+
+    loop: EngineLoop
+    encoder: PromptEncoder
+    facts: EngineFacts
+
+
+def load_model(spec: EngineSpec) -> LoadedModel:
+    """Load what ``spec`` names.
+
+    Raises:
+        ModelInvalid: the folder does not hold a decoder-only language model with a tokenizer.
+    """
+    started_s, before_bytes = time.monotonic(), _memory_bytes(spec.device)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    attention, attention_reason = _choose_attention(spec)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=False, local_files_only=True)
+        model = _read_weights(spec, attention)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelInvalid(
+            model=spec.model, problem=f"transformers refused its files ({type(error).__name__})"
+        ) from error
+    if model.config.is_encoder_decoder:
+        raise ModelInvalid(model=spec.model, problem="it is an encoder-decoder, not a decoder-only language model")
+
+    weights_bytes = _weights_bytes(model)
+    if spec.device is DeviceKind.CPU and can_pack(model.dtype):
+        pack_linears(model)
+    flash = attention == "flash_attention_2"
+    if model.config._attn_implementation != attention:  # noqa: SLF001 - there is no public name for it
+        attention = str(model.config._attn_implementation)  # noqa: SLF001
+        attention_reason = f"the model's class supports no faster kernel than {attention}"
+    runner: Runner
+    pool: BlockPool | None
+    try:
+        paged = make_batched_runner(model, max(spec.kv_cache_tokens // BLOCK_TOKENS, 1), flash=flash)
+        runner, pool, batching_reason = paged.runner, BlockPool(paged.num_blocks, BLOCK_TOKENS), ""
+        if paged.needs_plain_formula:
+            attention, attention_reason = "eager", "the model caps its scores or uses attention sinks"
+    except NotPageableError as error:
+        runner, pool, batching_reason = SequentialRunner(model), None, str(error)
+    context_window = _context_window(model, tokenizer, pool, spec)
+    scheduler = Scheduler(
+        max_slots=spec.max_batch if pool else 1,
+        max_waiting=spec.max_queue,
+        chunk_tokens=_CHUNK_TOKENS[spec.device] if pool else context_window,
+        idle_chunk_tokens=_IDLE_CHUNK_TOKENS[spec.device] if pool else context_window,
+        pool=pool,
+    )
+    decode = _decoder(tokenizer)
+    loop = EngineLoop(scheduler, runner, decode=decode, eos_token_ids=_eos_token_ids(model, tokenizer))
+    facts = EngineFacts(
+        model=spec.model,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=attention,
+        attention_reason=attention_reason,
+        batching="continuous" if pool else "sequential",
+        batching_reason=batching_reason,
+        context_window_tokens=context_window,
+        kv_cache_tokens=pool.capacity_tokens if pool else 0,
+        weights_bytes=weights_bytes,
+        memory_bytes=max(_memory_bytes(spec.device) - before_bytes, 0),
+        load_s=time.monotonic() - started_s,
+    )
+    return LoadedModel(loop, PromptEncoder(tokenizer, context_window), facts)
+
+
+def _choose_attention(spec: EngineSpec) -> tuple[str, str]:
+    """The fastest kernel that device, dtype and installed packages allow, and why."""
+    if spec.device is DeviceKind.CPU:
+        return "sdpa", "flash-attn runs on NVIDIA GPUs only"
+    if spec.dtype not in {"bfloat16", "float16"}:
+        return "sdpa", f"flash-attn does not compute in {spec.dtype}"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "sdpa", "flash-attn needs a GPU of compute capability 8.0 or later"
+    if not is_flash_attn_2_available():
+        return "sdpa", "the flash-attn package is not installed"
+    return "flash_attention_2", "GPU, dtype and package allow it"
+
+
+def _read_weights(spec: EngineSpec, attention: str) -> PreTrainedModel:
+    placement: dict[str, Any] = {}
+    if spec.device is DeviceKind.CUDA:
+        placement = {"device_map": "auto" if spec.device_count > 1 else {"": 0}}
+    kernels = dict.fromkeys([attention, "sdpa", "eager"])
+    for kernel in kernels:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                spec.path,
+                dtype=getattr(torch, spec.dtype),
+                attn_implementation=kernel,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **placement,
+            )
+        except (ValueError, ImportError) as error:
+            # transformers has no other way to say that a class lacks a kernel; other errors come again.
+            if kernel == "eager" or kernel not in str(error).lower().replace("scaled_dot_product_attention", "sdpa"):
+                raise
+        else:
+            model.eval()
+            return model
+    raise AssertionError  # "eager" either returned or raised
+
+
+def _context_window(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: BlockPool | None, spec: EngineSpec
+) -> int:
+    config = model.config.get_text_config(decoder=True)
+    limits = (
+        getattr(config, "max_position_embeddings", None),
+        tokenizer.model_max_length,
+        pool.capacity_tokens if pool else spec.kv_cache_tokens,
+    )
+    return min(int(limit) for limit in limits if limit is not None and limit > 0)
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collection[int]:
+    """Every token that the model or its tokenizer calls an end."""
+    ids: set[Any] = set()
+    for source in (model.generation_config, model.config, tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        ids |= set(value if isinstance(value, list) else [value])
+    return {token for token in ids if isinstance(token, int)}
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # the same text without the Python around it, which costs more than the decoding
+        return lambda ids: backend.decode(list(ids), skip_special_tokens=True)
+    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _weights_bytes(model: PreTrainedModel) -> int:
+    """Parameters and buffers, tied ones once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _memory_bytes(device: DeviceKind) -> int:
+    if device is DeviceKind.CUDA:
+        return sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
+    return int(psutil.Process().memory_full_info().uss)

@@ -1,0 +1,158 @@
+"""Who computes what in the next step: waiting requests to slots, slots to one forward pass.
+
+Continuous batching after Orca (Yu et al., OSDI 2022, section 3.1): the batch is made anew at every step.
+Prefill in chunks beside the running decodes after Sarathi-Serve (Agrawal et al., OSDI 2024, section 4).
+Pure Python: the tests drive it without a model.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from inferapi.domain.errors import QueueFull
+from inferapi.engine.block_pool import BlockPool
+from inferapi.engine.request import Phase, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of one request's tokens to compute, ``tokens[start:start + length]``."""
+
+    request: Request
+    start: int
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the next token follows from it: true unless more of the prompt is to come."""
+        return self.start + self.length == len(self.request.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One forward pass: one token each for the decodes, then chunks of prompts."""
+
+    decodes: tuple[Segment, ...]
+    prefills: tuple[Segment, ...]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All of it, in the order of the flattened tokens."""
+        return self.decodes + self.prefills
+
+
+class Scheduler:
+    """Owns the queue, the slots and the blocks; the step loop is its only caller.
+
+    Args:
+        max_slots: requests that run at once.
+        max_waiting: requests that may wait.
+        chunk_tokens: prompt tokens computed in a step while others decode: bounds how long they wait.
+        idle_chunk_tokens: the same while nobody decodes.
+        pool: the KV blocks; ``None`` where the model keeps its own cache.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_slots: int,
+        max_waiting: int,
+        chunk_tokens: int,
+        idle_chunk_tokens: int,
+        pool: BlockPool | None,
+    ) -> None:
+        self._max_waiting = max_waiting
+        self._chunk_tokens = chunk_tokens
+        self._idle_chunk_tokens = idle_chunk_tokens
+        self._pool = pool
+        self._free_slots = list(range(max_slots - 1, -1, -1))
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> tuple[Request, ...]:
+        """Requests with a slot, in order of admission."""
+        return tuple(self._running)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to compute."""
+        return not self._waiting and not self._running
+
+    @property
+    def kv_cache_usage_ratio(self) -> float:
+        """Reserved part of the KV cache, 0 to 1."""
+        return self._pool.usage_ratio if self._pool else 0.0
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: it would have to wait, and too many do already.
+        """
+        if len(self._waiting) >= self._max_waiting + len(self._free_slots):
+            raise QueueFull(waiting=len(self._waiting))
+        self._waiting.append(request)
+
+    def plan(self, now_s: float) -> Plan | None:
+        """Admit who fits, and say what the next forward pass computes; ``None`` when there is nothing."""
+        self._admit(now_s)
+        decodes = tuple(
+            Segment(request, request.num_computed_tokens, 1)
+            for request in self._running
+            if request.phase is Phase.DECODE
+        )
+        budget = self._chunk_tokens if decodes else self._idle_chunk_tokens
+        prefills = []
+        for request in self._running:
+            if budget and request.phase is Phase.PREFILL:
+                length = min(budget, request.num_uncomputed_tokens)
+                prefills.append(Segment(request, request.num_computed_tokens, length))
+                budget -= length
+        if not decodes and not prefills:
+            return None
+        plan = Plan(decodes, tuple(prefills))
+        for segment in plan.segments:
+            self._take_blocks(segment)
+        return plan
+
+    def remove(self, request: Request) -> None:
+        """Take a finished or cancelled request out of the batch or the queue, and its memory back."""
+        if request.slot is None:
+            self._waiting.remove(request)
+            return
+        self._running.remove(request)
+        self._free_slots.append(request.slot)
+        request.slot = None
+        if self._pool is not None:
+            self._pool.give_back(request.blocks, reserved=request.reserved_blocks)
+            request.blocks, request.reserved_blocks = [], 0
+
+    def _admit(self, now_s: float) -> None:
+        # First come, first served: the head of the queue waits for blocks rather than being overtaken
+        # for ever by smaller requests.
+        while self._waiting and self._free_slots:
+            request = self._waiting[0]
+            if self._pool is not None:
+                # The last token is sampled but never fed back, so it needs no place in the cache.
+                needed = self._pool.blocks_for(max(request.max_tokens - 1, 1))
+                if not self._pool.reserve(needed):
+                    return
+                request.reserved_blocks = needed
+            self._waiting.popleft()
+            request.slot = self._free_slots.pop()
+            request.admitted_s = now_s
+            self._running.append(request)
+
+    def _take_blocks(self, segment: Segment) -> None:
+        if self._pool is None:
+            return
+        blocks = segment.request.blocks
+        for _ in range(self._pool.blocks_for(segment.start + segment.length) - len(blocks)):
+            blocks.append(self._pool.take())

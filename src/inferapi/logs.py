@@ -1,0 +1,52 @@
+"""Log lines: one JSON object each for machines, or text for people. Never a prompt, an answer or a key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request that the current task serves."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line; whatever a client wrote stays inside its string."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Encode a record."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if current := request_id.get():
+            line["request_id"] = current
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """A line for a terminal, control characters made visible."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """Format one line, and keep it one line."""
+        line = super().formatMessage(record)
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+def configure_logging(level: str, *, as_text: bool) -> None:
+    """Send everything to stdout, the server's own lines included."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # At these levels they tell of single requests, and httpx of whole addresses.
+    for name in ("httpx", "httpcore", "huggingface_hub", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -1,0 +1,1 @@
+"""The process border: fork server, messages, and both ends of the socket."""
