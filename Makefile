@@ -56,7 +56,7 @@ check: lint model ## Everything that must be green before a commit: lint and tes
 
 .PHONY: bench
 bench: setup model ## Measure throughput, load time and health latency on this machine.
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py --write docs/benchmarks/serving.md
 
 .PHONY: format
 format: setup ## Format the code.

@@ -11,10 +11,12 @@ from inferapi.application.operations import Operation
 from inferapi.application.policy import LifecyclePolicy, ModelKey
 from inferapi.application.residents import Resident, Residents, memory_bytes
 from inferapi.domain.errors import InferapiError, OutOfMemory
-from inferapi.domain.model import EngineSpec, FitReport, ModelProfile, ModelState
+from inferapi.domain.model import EngineFacts, EngineSpec, FitReport, ModelProfile, ModelState
 from inferapi.domain.ports import EngineLauncher, ModelRepository
 
 log = logging.getLogger(__name__)
+
+_GB = 1e9
 
 
 class ModelSwap:
@@ -63,7 +65,7 @@ class ModelSwap:
         except InferapiError as error:
             await self._restore(victims, error)
             raise
-        log.info("loaded %s: %s", key.ref, resident.engine.facts)
+        _log_loaded(resident.engine.facts)
         return resident
 
     async def remove(self, residents: Sequence[Resident]) -> None:
@@ -117,3 +119,19 @@ class ModelSwap:
             resident_bytes=memory_bytes(self._residents),
             reclaimable_bytes=memory_bytes(victims),
         )
+
+
+def _log_loaded(facts: EngineFacts) -> None:
+    log.info(
+        "loaded %s in %.2f s: %s on %s, %.2f GB of weights, attention %s (%s), %s batching%s, context %d tokens",
+        facts.model,
+        facts.load_s,
+        facts.dtype,
+        facts.device,
+        facts.weights_bytes / _GB,
+        facts.attention,
+        facts.attention_reason,
+        facts.batching,
+        f" ({facts.batching_reason})" if facts.batching_reason else "",
+        facts.context_window_tokens,
+    )

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -96,10 +97,11 @@ class ForkServerLauncher:
     async def _listen(self, control: socket.socket) -> None:
         event_loop = asyncio.get_running_loop()
         decoder = msgspec.msgpack.Decoder(FromForkServer)
-        while packet := await event_loop.sock_recv(control, _PACKET_BYTES):
-            exited: Exited = decoder.decode(packet)
-            log.info("worker %d ended with status %d", exited.worker_id, exited.status)
-            self._exited.pop(exited.worker_id).set()
+        with suppress(ConnectionError):
+            while packet := await event_loop.sock_recv(control, _PACKET_BYTES):
+                exited: Exited = decoder.decode(packet)
+                log.info("worker %d ended with status %d", exited.worker_id, exited.status)
+                self._exited.pop(exited.worker_id).set()
         log.error("the fork server ended; its workers with it")
         for event in self._exited.values():
             event.set()
@@ -114,7 +116,8 @@ class ForkServerLauncher:
             await asyncio.wait_for(exited.wait(), grace_s)
         except TimeoutError:
             if self._control is not None:
-                self._control.send(encode(Kill(worker_id)))
+                with suppress(OSError):  # the fork server is gone, and its workers with it: _listen says so
+                    self._control.send(encode(Kill(worker_id)))
             await exited.wait()
 
 
