@@ -36,6 +36,7 @@ class BatchedRunner:
         self._attention = attention
         self._cache = cache
         self._device = next(model.get_input_embeddings().parameters()).device
+        self._last_device = cache.keys[-1].device  # another one where a model is spread over several GPUs
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> torch.Tensor:
@@ -58,7 +59,7 @@ class BatchedRunner:
             position_ids=torch.tensor([positions], device=self._device),
             use_cache=False,
             # With nothing to sample one row is computed all the same: 0 would mean all of them.
-            logits_to_keep=torch.tensor(last or [len(tokens) - 1], device=self._device),
+            logits_to_keep=torch.tensor(last or [len(tokens) - 1], device=self._last_device),
         )
         logits: torch.Tensor = output.logits[0]
         return logits[: len(last)]

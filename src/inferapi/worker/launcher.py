@@ -41,6 +41,8 @@ class ForkServerLauncher:
         """Start the fork server, if it is not running; it imports while others work."""
         if self._process is not None and self._process.poll() is None:
             return
+        if self._control is not None:  # of one that died
+            self._control.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         # No thread in between: the kernel ends the fork server when the thread that made it ends.
@@ -62,8 +64,12 @@ class ForkServerLauncher:
         worker_id = next(self._ids)
         self._exited[worker_id] = asyncio.Event()
         assert self._control is not None  # noqa: S101 - start() made it
-        with theirs:
-            socket.send_fds(self._control, [encode(Fork(worker_id))], [theirs.fileno()])
+        try:
+            with theirs:
+                socket.send_fds(self._control, [encode(Fork(worker_id))], [theirs.fileno()])
+        except OSError as error:
+            ours.close()
+            raise ModelLoadFailed(model=spec.model, problem="the fork server is gone; it starts again") from error
         ours.setblocking(False)
         connection = WorkerConnection(*await asyncio.open_connection(sock=ours))
         try:
@@ -85,8 +91,9 @@ class ForkServerLauncher:
         """See ``EngineLauncher``."""
         if self._process is None or self._control is None or self._listening is None:
             return
-        self._control.close()  # the fork server then kills its workers and ends
         self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+        self._control.close()  # the fork server then kills its workers and ends
         process, self._process = self._process, None
         try:
             await asyncio.to_thread(process.wait, _GRACE_S)

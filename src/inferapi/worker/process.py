@@ -6,6 +6,7 @@ prompts, in order, so that a long one delays no decode. The main thread steps an
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import socket
@@ -173,6 +174,8 @@ def run_worker(sock: socket.socket) -> int:
             log.warning("loading %s failed", first.spec.model, exc_info=error)
             connection.send(LoadFailed(Failure.of(failure)))
             return 1
+        gc.collect()
+        gc.freeze()  # a model's hundred thousand objects never go; no need to look at them again and again
         connection.send(Loaded(model.facts))
         Worker(model, connection).run()
     return 0
