@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from types import FrameType
 from typing import Annotated
 
 import typer
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from inferapi.container import NoGpuError
-from inferapi.domain.errors import ModelNameInvalid
+from inferapi.domain.errors import InferapiError
 from inferapi.main import create
 from inferapi.settings import Settings
+
+_LAST_WORDS_S = 2  # for responses to leave once their work has ended
+_SIGNAL_POLL_S = 0.1  # uvicorn's own: a signal handler may only set a flag
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve Hugging Face language models over HTTP.")
 
@@ -44,7 +52,7 @@ def serve(
         for entry in error.errors():
             typer.echo(f"INFERAPI_{'_'.join(map(str, entry['loc'])).upper()}: {entry['msg']}", err=True)
         raise typer.Exit(2) from error
-    except (NoGpuError, ModelNameInvalid) as error:
+    except (NoGpuError, InferapiError, SettingsError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     if not settings.is_loopback and not settings.allow_anonymous:
@@ -55,15 +63,39 @@ def serve(
         )
         raise typer.Exit(2)
     _greet(settings)
-    uvicorn.run(
+    config = uvicorn.Config(
         application,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=round(settings.drain_timeout_s),
+        timeout_graceful_shutdown=_LAST_WORDS_S,
     )
+    DrainingServer(config, application.state.drain).run()
+
+
+class DrainingServer(uvicorn.Server):
+    """Drains before it stops to listen: probes see it, new requests are told, and running streams end properly."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End at the first signal in order, at the second at once."""
+        if self.should_exit:
+            self.force_exit = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the application finish, then close."""
+        draining = asyncio.ensure_future(self._drain())
+        while not draining.done() and not self.force_exit:
+            await asyncio.wait({draining}, timeout=_SIGNAL_POLL_S)
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+        await super().shutdown(sockets)
 
 
 def _greet(settings: Settings) -> None:

@@ -62,7 +62,9 @@ class Container(containers.DeclarativeContainer):
     clock = providers.Singleton(SystemClock)
     probe = providers.Singleton(make_probe, settings.provided.device)
     models = providers.Singleton(TransformersRepository, settings.provided.models_dir)
-    launcher = providers.Singleton(ForkServerLauncher)
+    launcher = providers.Singleton(
+        ForkServerLauncher, log_level=settings.provided.log_level, log_as_text=settings.provided.logs_as_text
+    )
     sessions = providers.Singleton(MemorySessionStore, clock, settings.provided.session_ttl_s)
 
     lifecycle = providers.Singleton(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from typing import Any
 
 import pynvml
 
@@ -22,18 +24,30 @@ class NvmlGpuProbe:
         """A probe, if the driver answers and there is a GPU."""
         try:
             pynvml.nvmlInit()
-            if pynvml.nvmlDeviceGetCount() == 0:
-                return None
             probe = cls()
+            if not probe.handles():
+                return None
             probe.device()
         except pynvml.NVMLError as error:
             log.info("no NVIDIA GPU: %s", error)
             return None
         return probe
 
+    def handles(self) -> list[Any]:
+        """The GPUs that CUDA programs see: NVML itself knows nothing of ``CUDA_VISIBLE_DEVICES``."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        return [
+            pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(name)
+            for name in names
+            if name != "-1"
+        ]
+
     def device(self) -> Device:
         """See ``GpuProbe``."""
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        handles = self.handles()
         memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
         return Device(
             kind=DeviceKind.CUDA,

@@ -39,6 +39,7 @@ def create_app(
             await lifecycle.aclose()
 
     app = FastAPI(title="inferapi", version=__version__, lifespan=lifespan, redoc_url=None)
+    app.state.drain = lifecycle.drain  # for a server that can do it before it stops to listen
     app.include_router(models_router(lifecycle))
     app.include_router(infer_router(inference, sampling))
     app.include_router(chat_router(conversation, sampling))

@@ -72,6 +72,14 @@ _CLIENT_CLOSED_REQUEST = 499
 _FIELD = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
+class ProblemException(HTTPException):
+    """A domain error raised where only the framework's own exception gets through."""
+
+    def __init__(self, error: InferapiError) -> None:
+        super().__init__(ANSWERS[type(error)].status)
+        self.error = error
+
+
 def problem(error: InferapiError) -> dict[str, Any]:
     """The error as problem details; numbers among its facts come as members of their own."""
     status = ANSWERS[type(error)].status
@@ -109,6 +117,8 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:
         # Raised by the framework alone: no such path or method, or a body that it could not read.
+        if isinstance(error, ProblemException):
+            return problem_response(error.error)
         if error.status_code == HTTPStatus.BAD_REQUEST:
             return problem_response(InvalidJson())
         phrase = HTTPStatus(error.status_code).phrase

@@ -11,10 +11,9 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inferapi.api.errors import problem_response
+from inferapi.api.errors import ProblemException, problem_response
 from inferapi.domain.errors import BodyTooLarge, UnsupportedMediaType
 from inferapi.logs import request_id
 
@@ -85,7 +84,7 @@ class BodyGate:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
-                raise HTTPException(413)
+                raise ProblemException(too_large)
             return message
 
         await self._app(scope, counted, send)

@@ -18,7 +18,7 @@ from inferapi.application.operations import Operation, Operations
 from inferapi.application.policy import NEVER_S, LifecyclePolicy, ModelKey
 from inferapi.application.residents import Resident, Residents
 from inferapi.application.swap import ModelSwap
-from inferapi.domain.errors import ModelNotLoaded, ShuttingDown
+from inferapi.domain.errors import InferapiError, ModelNotLoaded, ShuttingDown
 from inferapi.domain.model import (
     Device,
     EngineFacts,
@@ -55,7 +55,8 @@ class ModelLifecycle:
         self._current: ModelKey | None = None  # also while it is unloaded: the next request loads it again
         self._reaper: asyncio.Task[None] | None = None
         self._closing = False
-        self._awaiting_preload = policy.preload is not None
+        self._preload = self._admission.key(policy.preload, None) if policy.preload else None
+        self._unready: str | None = "loading" if policy.preload else None
 
     # What the outside may ask
 
@@ -63,9 +64,9 @@ class ModelLifecycle:
         """Begin to watch for idle models, let the launcher prepare, and begin to load the first model."""
         self._reaper = asyncio.create_task(self._reap(), name="idle models")
         await self._launcher.start()
-        if self._policy.preload is not None:
-            key = self._admission.key(self._policy.preload, None)
-            self._operations.begin(f"loading {key.ref}", key, partial(self._load, key, replaced=None))
+        if self._preload is not None:
+            key = self._preload
+            self._operations.begin(f"loading {key.ref}", key, partial(self._load_first, key))
 
     async def load(self, ref: ModelRef, options: LoadOptions | None = None) -> EngineFacts:
         """Make a model resident and current; at once if it is. Survives the caller.
@@ -74,6 +75,8 @@ class ModelLifecycle:
             ModelUnavailable: it cannot be had or does not fit; what served before still does.
             OperationInProgress: another change is under way.
         """
+        if self._closing:
+            raise ShuttingDown
         key = self._admission.key(ref, options)
         resident = self._residents.find(key)
         if resident is not None and resident.is_ready and self._operations.current is None:
@@ -145,10 +148,13 @@ class ModelLifecycle:
 
     @property
     def unready_reason(self) -> str | None:
-        """Why requests cannot be served now; ``None`` when they can. No model need be loaded for that."""
+        """Why requests cannot be served now; ``None`` when they can.
+
+        No model need be loaded for that; but if one was named at start, then some model must have been.
+        """
         if self._closing:
             return "draining"
-        return "loading" if self._awaiting_preload else None
+        return self._unready
 
     def device(self) -> Device:
         """Where models live, and how full it is."""
@@ -167,14 +173,19 @@ class ModelLifecycle:
             lines.append(ModelStatus(str(self._current.ref), ModelState.UNLOADED))
         return lines
 
-    async def aclose(self) -> None:
+    async def drain(self) -> None:
         """Take no more requests, let those that run finish until the drain deadline, end every engine."""
         self._closing = True
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.gather(self._reaper, return_exceptions=True)
         await self._operations.aclose()
-        await self._swap.aclose()
+        await self._swap.drain()
+
+    async def aclose(self) -> None:
+        """Drain, if that was not done, and end what is left."""
+        await self.drain()
+        await self._launcher.aclose()
 
     # Operations
 
@@ -191,8 +202,15 @@ class ModelLifecycle:
         elif replaced not in {None, key}:  # it is one of several that are resident
             await self._swap.remove([other for other in self._residents if other.key == replaced])
         self._current = key
-        self._awaiting_preload = False
+        self._unready = None
         return resident.engine.facts
+
+    async def _load_first(self, key: ModelKey, operation: Operation) -> None:
+        try:
+            await self._load(key, operation, replaced=None)
+        except InferapiError:
+            self._unready = "loading the model named at start failed"
+            raise
 
     async def _unload(self, key: ModelKey, _: Operation) -> None:
         if self._current == key:

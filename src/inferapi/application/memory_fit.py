@@ -27,10 +27,14 @@ _SMALLEST_USEFUL_PARAMETERS = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Memory that a model may use, in bytes: ``available`` now, ``total`` on an empty machine."""
+    """Memory that a model may use, in bytes: ``available`` now, ``total`` on an empty machine.
+
+    ``reserve_bytes`` of the device are kept for others, and are in neither.
+    """
 
     total_bytes: int
     available_bytes: int
+    reserve_bytes: int
 
 
 def target_dtype(options: LoadOptions, device: Device) -> str:
@@ -49,11 +53,12 @@ def room_for(device: Device, *, budget_bytes: int | None, resident_bytes: int, r
         resident_bytes: memory of the models that are loaded.
         reclaimable_bytes: the part of it that unloading would give back.
     """
-    total, available = device.total_bytes, device.free_bytes + reclaimable_bytes
+    reserve = max(_RESERVE_FLOOR_BYTES, int(_RESERVE_SHARE * device.total_bytes))
+    total, available = device.total_bytes - reserve, device.free_bytes + reclaimable_bytes - reserve
     if budget_bytes is not None:
         total = min(total, budget_bytes)
         available = min(available, budget_bytes - resident_bytes + reclaimable_bytes)
-    return Room(total, min(available, total))
+    return Room(total, max(min(available, total), 0), reserve)
 
 
 def fit(profile: ModelProfile, options: LoadOptions, device: Device, room: Room, *, max_batch: int) -> FitReport:
@@ -74,11 +79,11 @@ def fit(profile: ModelProfile, options: LoadOptions, device: Device, room: Room,
         kv_cache_tokens=0,
         working_bytes=working_bytes(profile, dtype, device.kind, max_batch=max_batch),
         overhead_bytes=device.overhead_bytes,
-        reserve_bytes=max(_RESERVE_FLOOR_BYTES, int(_RESERVE_SHARE * device.total_bytes)),
+        reserve_bytes=room.reserve_bytes,
         total_bytes=room.total_bytes,
         available_bytes=room.available_bytes,
     )
-    spare = room.available_bytes - report.reserve_bytes - report.needed_bytes
+    spare = room.available_bytes - report.needed_bytes
     per_token = kv_bytes_per_token(profile, dtype)
     tokens = most
     if per_token and tokens * per_token > spare:
@@ -114,7 +119,7 @@ def working_bytes(profile: ModelProfile, dtype: str, device: DeviceKind, *, max_
 
 def hint(report: FitReport, profile: ModelProfile) -> str:
     """What would fit instead."""
-    spare = report.available_bytes - report.reserve_bytes
+    spare = report.available_bytes
     for dtype in ("bfloat16", "float16"):
         smaller = weights_bytes(profile, dtype) + report.working_bytes + report.overhead_bytes
         least_cache = _SHORTEST_CONTEXT_TOKENS * kv_bytes_per_token(profile, dtype)

@@ -79,11 +79,10 @@ class ModelSwap:
         for resident in residents:
             self._residents.discard(resident)
 
-    async def aclose(self) -> None:
+    async def drain(self) -> None:
         """Let those that run finish until the drain deadline, then end every engine."""
         await self.remove(list(self._residents))
         await asyncio.gather(*self._watchers)
-        await self._launcher.aclose()
 
     async def _launch(self, key: ModelKey, spec: EngineSpec) -> Resident:
         resident = self._residents.add(key, spec, await self._launcher.launch(spec))

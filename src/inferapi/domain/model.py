@@ -120,7 +120,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """What a model needs against what there is, in bytes; what ``dry_run`` answers."""
+    """What a model needs against what there is, in bytes; what ``dry_run`` answers.
+
+    ``total_bytes`` and ``available_bytes`` are for models: ``reserve_bytes`` of the device are kept for others.
+    """
 
     model: str
     device: DeviceKind
@@ -142,12 +145,12 @@ class FitReport:
     @property
     def fits(self) -> bool:
         """There is room now."""
-        return self.needed_bytes <= self.available_bytes - self.reserve_bytes
+        return self.needed_bytes <= self.available_bytes
 
     @property
     def can_ever_fit(self) -> bool:
         """There would be room on an empty machine."""
-        return self.needed_bytes <= self.total_bytes - self.reserve_bytes
+        return self.needed_bytes <= self.total_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class Sampler:
     def __init__(self, eos_token_ids: Collection[int]) -> None:
         self._eos_token_ids = sorted(eos_token_ids)
 
+    @torch.inference_mode()  # the logits are inference tensors, and are changed in place
     def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
         """The next token of each request, from its row of ``logits`` ``[R, V]`` (changed in place)."""
         logits = logits.float()

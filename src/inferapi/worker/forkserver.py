@@ -1,8 +1,8 @@
 """The fork server: imports torch and transformers once, then forks a worker in milliseconds.
 
-Started by ``launcher.py`` as ``python -m inferapi.worker.forkserver FD``. It runs no thread and touches no GPU
-before a fork; the only work it does is to fork, to kill and to bury. It ends, and everything with it, when
-the API process does, however that ends.
+Started by ``launcher.py`` as ``python -m inferapi.worker.forkserver FD LEVEL FORMAT``. It runs no thread and
+touches no GPU before a fork; the only work it does is to fork, to kill and to bury. It ends, and everything
+with it, when the API process does, however that ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import logging
 import os
 import selectors
 import signal
@@ -19,7 +20,10 @@ from contextlib import suppress
 
 import msgspec
 
+from inferapi.logs import configure_logging
 from inferapi.worker.messages import Exited, Fork, Kill, ToForkServer, encode
+
+log = logging.getLogger(__name__)
 
 PRELOAD = (
     "inferapi.worker.process",
@@ -98,6 +102,8 @@ class ForkServer:
             from inferapi.worker.process import run_worker  # noqa: PLC0415 - imported by PRELOAD, before the fork
 
             status = run_worker(socket.socket(fileno=descriptor))
+        except BaseException:
+            log.exception("a worker ended by an error")
         finally:
             with suppress(OSError):
                 sys.stderr.flush()
@@ -114,8 +120,9 @@ class ForkServer:
 
 
 def main() -> None:
-    """Preload, then serve the socket whose descriptor is the first argument."""
+    """Preload, then serve. Arguments: the control socket's descriptor, the log level, ``text`` or ``json``."""
     die_with_parent()
+    configure_logging(sys.argv[2], as_text=sys.argv[3] == "text")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API process's business
     control = socket.socket(fileno=int(sys.argv[1]))
     for module in PRELOAD:

@@ -30,7 +30,8 @@ _SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
 class ForkServerLauncher:
     """An ``EngineLauncher``: one process a model, forked from a process that has imported torch already."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, log_level: str = "info", log_as_text: bool = False) -> None:
+        self._log_arguments = [log_level, "text" if log_as_text else "json"]
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -47,7 +48,7 @@ class ForkServerLauncher:
         ours.setblocking(False)
         # No thread in between: the kernel ends the fork server when the thread that made it ends.
         self._process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own module; the call only forks
-            [sys.executable, "-m", "inferapi.worker.forkserver", str(theirs.fileno())],
+            [sys.executable, "-m", "inferapi.worker.forkserver", str(theirs.fileno()), *self._log_arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=_environment(os.environ),
