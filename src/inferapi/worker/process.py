@@ -11,12 +11,14 @@ import logging
 import queue
 import socket
 import threading
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import torch
 import transformers
 
 from inferapi.domain.errors import InferapiError, InvalidRequest, ModelLoadFailed, OutOfMemory
@@ -24,6 +26,7 @@ from inferapi.domain.generation import Chunk
 from inferapi.engine.loop import Output, is_out_of_memory
 from inferapi.engine.model_loader import LoadedModel, load_model
 from inferapi.engine.request import Request
+from inferapi.engine.threads import ThreadGovernor, waited_for_cores_s
 from inferapi.worker.messages import (
     HEADER_BYTES,
     Cancel,
@@ -74,12 +77,18 @@ class Worker:
         self._to_encode: queue.SimpleQueue[Generate] = queue.SimpleQueue()
         self._encoding: set[int] = set()
         self._cancelled: set[int] = set()  # while still being encoded
+        self._governor = ThreadGovernor(
+            torch.get_num_threads(),
+            waited_s=waited_for_cores_s,
+            set_threads=torch.set_num_threads,
+            now_s=time.monotonic,
+        )
 
     def run(self) -> None:
         """Step until the socket ends."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         threading.Thread(target=self._encode, name="encoder", daemon=True).start()
-        loop = self._model.loop
+        loop, governor = self._model.loop, self._governor
         while True:
             outputs: list[Output] = []
             wait = loop.is_idle
@@ -88,8 +97,11 @@ class Worker:
                 if item is None:
                     return
                 outputs += self._take(item)
+                if wait:
+                    governor.resume()
                 wait = False
             outputs += loop.step()
+            governor.observe()
             if outputs or loop.is_idle:
                 self._publish(outputs)
 
