@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -39,9 +40,9 @@ class Settings(BaseSettings):
     max_new_tokens: PositiveInt = Field(4096, description="The most tokens that one request may ask for.")
     temperature: float = Field(0.7, ge=0, le=100, description="For requests that do not say; 0 is greedy.")
     max_body_bytes: PositiveInt = Field(1_048_576, description="The largest request body.")
-    request_timeout_s: PositiveFloat = Field(300.0, description="An answer must be finished by then.")
-    drain_timeout_s: PositiveFloat = Field(30.0, description="How long running requests may finish before an unload.")
-    session_wait_s: PositiveFloat = Field(10.0, description="How long a turn waits for an earlier one.")
+    request_timeout_s: Seconds = Field(300.0, description="An answer must be finished by then.")
+    drain_timeout_s: Seconds = Field(30.0, description="How long running requests may finish before an unload.")
+    session_wait_s: Seconds = Field(10.0, description="How long a turn waits for an earlier one.")
     threads: PositiveInt | None = Field(None, description="CPU threads of a worker; default: torch's own choice.")
 
     @field_validator("session_store_url")

@@ -25,6 +25,8 @@ _TOLD_KEY_CHARS = 60
 _MAX_JSON_BYTES = 64 * 1024**2
 _MAX_HEADER_BYTES = 100 * 1000**2  # safetensors' own limit
 _HEADER_LENGTH = struct.Struct("<Q")
+_MOST_LAYERS = 10_000
+_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
 _PROJECTION = re.compile(r"\.(\d+)\..*\b([kv])_proj\.weight$")
 
 
@@ -71,7 +73,7 @@ def read_header(path: Path, model: str) -> dict[str, Tensor]:
         tensors = {name: parse_tensor(entry) for name, entry in header.items()}
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         complete = path.stat().st_size == _HEADER_LENGTH.size + length + end
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except _BROKEN as error:
         raise broken from error
     if not complete:
         raise broken
@@ -80,8 +82,11 @@ def read_header(path: Path, model: str) -> dict[str, Tensor]:
 
 def parse_tensor(entry: Mapping[str, Any]) -> Tensor:
     """One entry of a header."""
-    start, end = entry["data_offsets"]
-    return Tensor(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), int(end) - int(start))
+    start, end = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(size) for size in entry["shape"])
+    if not 0 <= start <= end or min(shape, default=0) < 0:
+        raise ValueError(start, end, shape)
+    return Tensor(str(entry["dtype"]), shape, end - start)
 
 
 def refuse_hostile(config: Json, model: str) -> None:
@@ -135,13 +140,15 @@ def profile(ref: ModelRef, config: Json, tensors: Mapping[str, Tensor]) -> Model
             ),
             prequantized="quantization_config" in config,
         )
-    except (TypeError, ValueError) as error:
+    except _BROKEN as error:
         raise ModelInvalid(model=model, problem="its config is not that of a language model") from error
 
 
 def _layers(config: Json, hidden: int, tensors: Mapping[str, Tensor]) -> Iterator[LayerShape]:
     """The KV shape of each layer: from the projections' weights, else by the config's formula."""
     num_layers = _integer(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if num_layers > _MOST_LAYERS:
+        raise ValueError(num_layers)
     heads = _integer(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=1)
     windows = config.get("sliding_window") or None
     types = config.get("layer_types") or []

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, StringConstraints
 from starlette.responses import Response
 
+from inferapi.api.json_route import JsonRoute
 from inferapi.api.schema import MAX_TOKEN_COUNT, Body, SamplingBody, SamplingPolicy, SessionId, Text, details
 from inferapi.api.sse import respond
 from inferapi.application.conversation import Conversation, TurnStored
@@ -51,7 +52,7 @@ class SystemPromptReply(BaseModel):
 
 def chat_router(conversation: Conversation, policy: SamplingPolicy) -> APIRouter:
     """The routes, on their use case."""
-    router = APIRouter(tags=["chat"])
+    router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
     @router.post("/chat", response_model=ChatReply)
     async def chat(body: ChatBody, request: Request) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,10 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from inferapi.domain import errors
-from inferapi.domain.errors import InferapiError, InvalidJson, InvalidRequest, UnexpectedError
+from inferapi.domain.errors import InferapiError, InvalidJson, InvalidRequest
 from inferapi.logs import request_id
-
-log = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -101,7 +98,7 @@ def problem_response(error: InferapiError) -> Response:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error that leaves a route a problem, whoever raised it."""
+    """Make the errors that leave a route problems; the unforeseen ones are the middleware's."""
 
     @app.exception_handler(InferapiError)
     async def _domain(_: Request, error: InferapiError) -> Response:
@@ -128,11 +125,6 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)  # for the log: nobody reads it
-
-    @app.exception_handler(Exception)
-    async def _unexpected(_: Request, error: Exception) -> Response:
-        log.error("unexpected error", exc_info=error)
-        return problem_response(UnexpectedError())
 
 
 def _told(entry: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from inferapi.api.json_route import JsonRoute
 from inferapi.api.schema import MAX_TOKEN_COUNT, SamplingBody, SamplingPolicy, SessionId, Text, details
 from inferapi.api.sse import respond
 from inferapi.application.inference import Answered, Inference
@@ -37,7 +38,7 @@ class InferReply(BaseModel):
 
 def infer_router(inference: Inference, policy: SamplingPolicy) -> APIRouter:
     """The route, on its use case."""
-    router = APIRouter(tags=["infer"])
+    router = APIRouter(tags=["infer"], route_class=JsonRoute)
 
     @router.post("/infer", response_model=InferReply)
     async def infer(body: InferBody, request: Request) -> Response:

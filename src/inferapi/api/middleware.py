@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferapi.api.errors import ProblemException, problem_response
-from inferapi.domain.errors import BodyTooLarge, UnsupportedMediaType
+from inferapi.domain.errors import BodyTooLarge, UnexpectedError, UnsupportedMediaType
 from inferapi.logs import request_id
 
 log = logging.getLogger("inferapi.access")
@@ -23,7 +23,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestIds:
-    """Gives every request an id, the client's if it is a decent one, in the response, the log and the errors."""
+    """Gives every request an id, the client's if it is a decent one, in the response, the log and the errors.
+
+    And the last word: whatever no handler caught becomes a problem here, with the id.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -47,6 +50,11 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("unexpected error")
+            if status:  # too late for another word: the server cuts the response off
+                raise
+            await problem_response(UnexpectedError())(scope, receive, send_with_id)
         finally:
             level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
             duration_ms = 1000 * (time.monotonic() - started_s)

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, StringConstraints, field_validator
 
+from inferapi.api.json_route import JsonRoute
 from inferapi.api.schema import Body
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.policy import NEVER_S
@@ -70,7 +71,7 @@ class StatusReply(BaseModel):
 
 def models_router(lifecycle: ModelLifecycle) -> APIRouter:
     """The routes, on their use case."""
-    router = APIRouter(tags=["models"])
+    router = APIRouter(tags=["models"], route_class=JsonRoute)
 
     @router.post("/load_model", response_model=StatusReply)
     async def load_model(body: LoadBody) -> Any:

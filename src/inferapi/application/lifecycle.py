@@ -205,9 +205,9 @@ class ModelLifecycle:
         self._unready = None
         return resident.engine.facts
 
-    async def _load_first(self, key: ModelKey, operation: Operation) -> None:
+    async def _load_first(self, key: ModelKey, operation: Operation) -> EngineFacts:
         try:
-            await self._load(key, operation, replaced=None)
+            return await self._load(key, operation, replaced=None)
         except InferapiError:
             self._unready = "loading the model named at start failed"
             raise

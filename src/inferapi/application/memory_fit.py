@@ -85,10 +85,10 @@ def fit(profile: ModelProfile, options: LoadOptions, device: Device, room: Room,
     )
     spare = room.available_bytes - report.needed_bytes
     per_token = kv_bytes_per_token(profile, dtype)
-    tokens = most
-    if per_token and tokens * per_token > spare:
-        tokens = max(least, spare // per_token)
-    tokens = -(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
+    blocks, least_blocks = (-(-tokens // _BLOCK_TOKENS) for tokens in (most, least))
+    if per_token and blocks * _BLOCK_TOKENS * per_token > spare:
+        blocks = max(least_blocks, spare // (per_token * _BLOCK_TOKENS))
+    tokens = blocks * _BLOCK_TOKENS
     return replace(report, kv_cache_tokens=tokens, kv_cache_bytes=tokens * per_token)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inferapi.application.policy import ModelKey
-from inferapi.domain.errors import InferapiError, ModelLoading, OperationInProgress
+from inferapi.domain.errors import InferapiError, ModelLoading, OperationInProgress, ShuttingDown
 from inferapi.domain.model import ModelState
 from inferapi.domain.ports import Clock
 
@@ -56,13 +56,19 @@ class Operations:
 
         Raises:
             OperationInProgress: another one runs.
+            ShuttingDown: the server ended it.
         """
         operation = self.current
         if operation is None:
             operation = self.begin(name, key, work)
         elif operation.name != name or operation.key != key:
             raise OperationInProgress(operation=operation.name)
-        return await asyncio.shield(operation.task)
+        try:
+            return await asyncio.shield(operation.task)
+        except asyncio.CancelledError:
+            if operation.task.cancelled():  # not the caller, but the server ends
+                raise ShuttingDown from None
+            raise
 
     async def wait(self, operation: Operation, deadline_s: float) -> None:
         """Wait for its end.

@@ -27,7 +27,7 @@ class Detokenizer:
 
     def __init__(self, decode: Decode, prompt_tokens: Sequence[int], stop: Sequence[str]) -> None:
         self._decode = decode
-        self._tokens = list(prompt_tokens[-_CONTEXT_TOKENS:])
+        self._tokens = _whole_characters(decode, prompt_tokens)
         self._window_start = 0
         self._emitted_end = len(self._tokens)
         self._stop = stop
@@ -48,14 +48,15 @@ class Detokenizer:
         return self._release(after[len(before) :], may_stop=may_stop)
 
     def flush(self) -> str:
-        """What was held back, when no more tokens come."""
+        """What was held back, when no more tokens come; what was still broken may turn out to hold a stop string."""
         if self.stopped:
             return ""
         before = self._decode(self._tokens[self._window_start : self._emitted_end])
         after = self._decode(self._tokens[self._window_start :])
-        rest, self._held = self._held + after[len(before) :], ""
         self._window_start = self._emitted_end = len(self._tokens)
-        return rest
+        certain = self._release(after[len(before) :], may_stop=True)
+        held, self._held = self._held, ""
+        return certain + held
 
     def _release(self, text: str, *, may_stop: bool) -> str:
         if not self._stop:
@@ -69,6 +70,18 @@ class Detokenizer:
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def _whole_characters(decode: Decode, tokens: Sequence[int]) -> list[int]:
+    """The last few tokens, fewer if they would begin or end within a character."""
+    return next(
+        (
+            list(tokens[-count:])
+            for count in range(min(_CONTEXT_TOKENS, len(tokens)), 0, -1)
+            if _INCOMPLETE not in decode(tokens[-count:])
+        ),
+        [],
+    )
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -119,7 +119,8 @@ class EngineLoop:
             if detokenizer.stopped:
                 reason = FinishReason.STOP
             elif request.num_completion_tokens >= sampling.max_new_tokens:
-                text, reason = text + detokenizer.flush(), FinishReason.LENGTH
+                text += detokenizer.flush()
+                reason = FinishReason.STOP if detokenizer.stopped else FinishReason.LENGTH
             else:
                 return Chunk(text)
         request.finish_reason = reason

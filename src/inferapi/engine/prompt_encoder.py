@@ -21,6 +21,8 @@ from inferapi.domain.generation import Prompt, SamplingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MARKUP = ("<", "[")  # added tokens that are no words, named special or not: <think>, [TOOL_CALLS]
+
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ {'system': '', 'user': 'User: ', 'assistant': 'Assistant: '}[message['role']] }}"
@@ -41,9 +43,15 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._context_window_tokens = context_window_tokens
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self._control_ids = frozenset(tokenizer.all_special_ids)
-        self._control = re.compile("|".join(re.escape(token) for token in added) or r"(?!)")
+        control = {
+            token: token_id
+            for token, token_id in tokenizer.get_added_vocab().items()
+            if token in tokenizer.all_special_tokens or token.lstrip().startswith(_MARKUP)
+        }
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
+        self._control_ids = frozenset(control.values())
+        self._prefix = self._count_control(tokenizer("")["input_ids"])  # such as BOS
 
     def stop_strings(self, prompt: Prompt) -> tuple[str, ...]:
         """Stop strings that the rendering of this prompt calls for."""
@@ -75,15 +83,16 @@ class PromptEncoder:
     def _encode_once(self, prompt: Prompt, dropped_turns: int) -> list[int]:
         if prompt.text is not None:
             if not self._control.search(prompt.text):
-                return list(self._tokenizer(prompt.text)["input_ids"])
-            before = self._tokenizer("")["input_ids"]  # what the tokenizer puts in front, such as BOS
-            return [*before, *self._encode_data(prompt.text)]
+                tokens = list(self._tokenizer(prompt.text)["input_ids"])
+                return self._checked(tokens, allowed=self._prefix)
+            return [*self._tokenizer("")["input_ids"], *self._encode_data(prompt.text)]
         system, rest = prompt.messages[:1], prompt.messages[1:]
         return self._encode_messages([*system, *rest[2 * dropped_turns :]])
 
     def _encode_messages(self, messages: Sequence[Message]) -> list[int]:
         if not any(self._control.search(message.content) for message in messages):
-            return self._encode_text(self._render(messages))
+            rendered = self._render(messages)
+            return self._checked(self._encode_text(rendered), allowed=len(self._control.findall(rendered)))
         # Render with placeholders that no client can guess, then put the ids of the contents in their place.
         marks = [f"\ue000{secrets.token_hex(8)}\ue001" for _ in messages]
         masked = [Message(message.role, mark) for message, mark in zip(messages, marks, strict=True)]
@@ -123,7 +132,13 @@ class PromptEncoder:
             pieces.append(text[start : found.start() + 1])
             start = found.start() + 1
         pieces.append(text[start:])
-        tokens = [token for piece in pieces for token in self._encode_text(piece)]
-        if self._control_ids.intersection(tokens):  # a normalizer may make one from other characters
+        return self._checked([token for piece in pieces for token in self._encode_text(piece)], allowed=0)
+
+    def _checked(self, tokens: list[int], *, allowed: int) -> list[int]:
+        """The tokens, unless more of them are control than may be: a normalizer can make them of other characters."""
+        if self._count_control(tokens) > allowed:
             raise InvalidRequest(problem="The text holds characters that this model reserves for control.")
         return tokens
+
+    def _count_control(self, tokens: Sequence[int]) -> int:
+        return sum(token in self._control_ids for token in tokens)

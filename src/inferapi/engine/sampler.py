@@ -78,7 +78,7 @@ def _choose_from_filtered(logits: torch.Tensor, requests: Sequence[Request]) -> 
     """Draw from each row's kept tokens, looking at the likeliest candidates only where they suffice."""
     scaled, draws = _scale_and_draw(logits, requests)
     vocabulary = scaled.shape[-1]
-    width = min(vocabulary, max(_CANDIDATES, *(request.sampling.top_k for request in requests)))
+    width = min(vocabulary, max(_CANDIDATES, *(2 * request.sampling.top_k for request in requests)))
     tokens, sufficed = _filter_and_draw(scaled, draws, requests, width)
     for row, enough in enumerate(sufficed):
         if not enough:
@@ -103,24 +103,36 @@ def _filter_and_draw(
     top_p = torch.tensor([r.sampling.top_p for r in requests], device=device)[:, None]
     min_p = torch.tensor([r.sampling.min_p for r in requests], device=device)[:, None]
 
-    values, ids = scaled.topk(width)  # [R, K], descending
-    values = values.masked_fill(torch.arange(width, device=device) >= top_k, float("-inf"))
+    values, ids = _candidates(scaled, width)
+    last = values[:, -1]
+    among_k = torch.arange(width, device=device) < top_k
+    values = values.masked_fill(~among_k, float("-inf"))
     everything = torch.where(top_k <= width, values.logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True))
     probabilities = torch.exp(values - everything)
     likelier = probabilities.cumsum(-1) - probabilities  # mass of the tokens before this one
     # top_p 1 keeps all, also where rounding makes the mass before the last tokens reach 1.
-    kept = (likelier < top_p) | (top_p >= 1)
-    kept &= probabilities >= min_p * probabilities[:, :1]
+    kept = among_k & ((likelier < top_p) | (top_p >= 1)) & (probabilities >= min_p * probabilities[:, :1])
     kept[:, 0] = True
-    cumulative = (probabilities * kept).cumsum(-1)
-    positions = _invert(cumulative, draws)
-    sufficed = (top_k <= width)[:, 0] | ~kept[:, -1] | (width == vocabulary)
+    positions = _invert((probabilities * kept).cumsum(-1), draws)
+    # Tokens as likely as the last candidate may lie beyond; they matter if one of them was kept.
+    sufficed = (values.masked_fill(~kept, float("inf")).amin(-1) > last) | (width == vocabulary)
     return ids.gather(-1, positions[:, None])[:, 0].tolist(), sufficed.tolist()
+
+
+def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest ``width`` tokens of each row, ``[R, K]`` values and ids, descending; equal ones by id.
+
+    ``topk`` alone leaves equal values in an order that depends on the batch, and bf16 makes many of them equal.
+    """
+    values, ids = scaled.topk(width)
+    by_id = ids.argsort(-1)
+    values, order = values.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, by_id).gather(-1, order)
 
 
 def _invert(cumulative: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """The first position in each row of ``cumulative`` ``[R, K]`` beyond ``draws`` of its last value."""
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     positions = torch.searchsorted(cumulative, draws[:, None].to(cumulative.dtype) * total, right=True)
     # Rounding may put a draw of almost 1 at the total itself: then it is the first position that reaches it.
     last = torch.searchsorted(cumulative, total)
