@@ -184,10 +184,12 @@ def _integer(config: Json, *names: str, default: int | None = None) -> int:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner)
+    """Every key at every depth; without recursion, which a deep enough config would exhaust."""
+    pending = [value]
+    while pending:
+        inner = pending.pop()
+        if isinstance(inner, dict):
+            yield from map(str, inner)
+            pending += inner.values()
+        elif isinstance(inner, list):
+            pending += inner

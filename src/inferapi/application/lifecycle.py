@@ -251,6 +251,6 @@ class ModelLifecycle:
             if delay_s is not None and delay_s <= 0:
                 idle[0].state = ModelState.DRAINING  # now, so that no request gets in before the task runs
                 unload = partial(self._unload_idle, idle[0])
-                self._operations.begin(f"unloading {idle[0].key.ref}", idle[0].key, unload)
+                self._operations.begin(f"unloading {idle[0].key.ref}", idle[0].key, unload, implicit=True)
             else:
                 await self._residents.changed(delay_s)

@@ -21,7 +21,8 @@ class Operation:
     """A change that is under way.
 
     Attributes:
-        implicit: begun for a request, which then shares its failure.
+        implicit: begun for a request, which then shares its failure, or by the clock; nobody asked for it by
+            name, so what is asked for waits for its end.
         stage: where the model is meanwhile.
     """
 
@@ -58,6 +59,8 @@ class Operations:
             OperationInProgress: another one runs.
             ShuttingDown: the server ended it.
         """
+        while self.current is not None and self.current.implicit:
+            await asyncio.wait({self.current.task})
         operation = self.current
         if operation is None:
             operation = self.begin(name, key, work)

@@ -194,7 +194,7 @@ class WrongState(InferapiError):
 
 class ModelNotLoaded(WrongState):
     code = "model_not_loaded"
-    text = "No model is loaded; POST /load_model first."
+    text = "The model is not loaded; POST /load_model first."
 
 
 class ModelLoading(WrongState):

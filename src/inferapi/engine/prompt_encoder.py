@@ -44,9 +44,9 @@ class PromptEncoder:
         self._context_window_tokens = context_window_tokens
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
         control = {
-            token: token_id
-            for token, token_id in tokenizer.get_added_vocab().items()
-            if token in tokenizer.all_special_tokens or token.lstrip().startswith(_MARKUP)
+            token.content: token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special or token_id in tokenizer.all_special_ids or token.content.lstrip().startswith(_MARKUP)
         }
         longest_first = sorted(control, key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
