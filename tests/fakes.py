@@ -1,0 +1,401 @@
+"""Little adapters that follow a script: each passes its port's contract in ``contracts.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from itertools import count, cycle, islice
+from typing import Any
+
+from inferapi.adapters.memory_sessions import MemorySessionStore
+from inferapi.domain.chat import Message, Session, Turn
+from inferapi.domain.errors import (
+    ContextWindowExceeded,
+    GenerationAborted,
+    GenerationTimeout,
+    InferapiError,
+    ModelCrashed,
+    ModelNotFound,
+    QueueFull,
+)
+from inferapi.domain.generation import (
+    Chunk,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Prompt,
+    Timings,
+    Usage,
+)
+from inferapi.domain.model import (
+    Device,
+    DeviceKind,
+    EngineFacts,
+    EngineLoad,
+    EngineSpec,
+    LayerShape,
+    ModelProfile,
+    ModelRef,
+)
+from inferapi.domain.ports import Clock, TextEngine
+
+MIB = 1024**2
+GIB = 1024**3
+TIMINGS = Timings(queue_s=0.25, time_to_first_token_s=0.5, inter_token_latency_s=0.125, total_s=1.0)
+
+
+async def settle() -> None:
+    """Let the event loop run until everything that can go on has gone on: nothing here waits for a thread."""
+    for _ in range(60):
+        await asyncio.sleep(0)
+
+
+class Gate:
+    """A door in a script: open, until a test holds it. ``waiting`` stand before it."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self.waiting = 0
+
+    def hold(self) -> None:
+        """Close it."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self._open.set()
+
+    async def passed(self) -> None:
+        """Wait until it is open."""
+        self.waiting += 1
+        try:
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
+
+
+class FakeClock:
+    """A ``Clock`` that stands still until ``advance``."""
+
+    def __init__(self, start_s: float = 1000.0) -> None:
+        self._now_s = start_s
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = count()
+
+    def monotonic_s(self) -> float:
+        return self._now_s
+
+    def wall_s(self) -> float:
+        return 1_700_000_000.0 + self._now_s
+
+    async def sleep(self, duration_s: float) -> None:
+        if duration_s <= 0:
+            await asyncio.sleep(0)
+            return
+        waking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now_s + duration_s, next(self._order), waking))
+        await waking
+
+    async def advance(self, duration_s: float) -> None:
+        """Wake sleepers in order, those of one instant together, and let the loop run after each instant."""
+        end_s = self._now_s + duration_s
+        await settle()
+        while self._sleepers and self._sleepers[0][0] <= end_s:
+            self._now_s = self._sleepers[0][0]
+            while self._sleepers and self._sleepers[0][0] <= self._now_s:
+                waking = heapq.heappop(self._sleepers)[2]
+                if not waking.done():
+                    waking.set_result(None)
+            await settle()
+        self._now_s = end_s
+        await settle()
+
+
+class FakeGpuProbe:
+    """A ``GpuProbe`` that reports what ``reading`` holds, less what ``taken`` says."""
+
+    def __init__(self, reading: Device | None = None) -> None:
+        self.reading = reading or make_device()
+        self.taken: Callable[[], int] = int
+
+    def device(self) -> Device:
+        return replace(self.reading, free_bytes=self.reading.free_bytes - self.taken())
+
+
+class FakeModelRepository:
+    """A ``ModelRepository`` of the given profiles, with scripted errors by model name."""
+
+    def __init__(self, *profiles: ModelProfile) -> None:
+        self._profiles = {profile.ref.name: profile for profile in profiles}
+        self.profile_errors: dict[str, Exception] = {}
+        self.fetch_errors: dict[str, InferapiError] = {}
+        self.profile_gate, self.fetch_gate = Gate(), Gate()
+        self.profiled: list[str] = []
+        self.fetched: list[str] = []
+
+    async def profile(self, ref: ModelRef) -> ModelProfile:
+        self.profiled.append(str(ref))
+        await self.profile_gate.passed()
+        if ref.name in self.profile_errors:
+            raise self.profile_errors[ref.name]
+        return replace(self._known(ref), ref=ref)
+
+    async def fetch(self, ref: ModelRef) -> str:
+        self.fetched.append(str(ref))
+        await self.fetch_gate.passed()
+        if ref.name in self.fetch_errors:
+            raise self.fetch_errors[ref.name]
+        return f"/models/{self._known(ref).ref.name}"
+
+    def _known(self, ref: ModelRef) -> ModelProfile:
+        if ref.name not in self._profiles:
+            raise ModelNotFound(model=str(ref))
+        return self._profiles[ref.name]
+
+
+class ScriptedEngine:
+    """A ``TextEngine`` that speaks its words, a token each, then raises ``fail_with`` if given.
+
+    ``gate`` stands before the last word, ``closing_gate`` before the end of ``aclose``. With ``ignore_eos`` the
+    words come again and again until ``max_new_tokens``. ``cancelled`` counts answers that nobody read to the end.
+    """
+
+    def __init__(
+        self,
+        *words: str,
+        facts: EngineFacts | None = None,
+        fail_with: Exception | None = None,
+        max_batch: int = 32,
+        max_queue: int = 64,
+        clock: Clock | None = None,
+    ) -> None:
+        self._words = words
+        self._facts = facts or make_facts()
+        self._clock = clock
+        self._slots = asyncio.Semaphore(max_batch)
+        self._max_queue = max_queue
+        self._closed = asyncio.Event()
+        self._crashed = False
+        self.fail_with = fail_with
+        self.gate, self.closing_gate = Gate(), Gate()
+        self.requests: list[GenerationRequest] = []
+        self.in_flight = self.running = self.cancelled = 0
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._facts
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(self.running, self.in_flight - self.running)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
+
+    async def aclose(self) -> None:
+        self._closed.set()
+        await self.closing_gate.passed()
+
+    def crash(self) -> None:
+        """Die without being asked to."""
+        self._crashed = True
+        self._closed.set()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
+        self._require_alive()
+        self.requests.append(request)
+        usage = self._usage(request)
+        if self._slots.locked() and self.load.waiting >= self._max_queue:
+            raise QueueFull(waiting=self.load.waiting)
+        self.in_flight += 1
+        finished = False
+        try:
+            async with self._slots:
+                self.running += 1
+                try:
+                    async with aclosing(self._speak(request, usage)) as chunks:
+                        async for chunk in chunks:
+                            finished = chunk.finish is not None
+                            yield chunk
+                finally:
+                    self.running -= 1
+        except Exception:
+            finished = True
+            raise
+        finally:
+            self.in_flight -= 1
+            self.cancelled += not finished
+
+    async def _speak(self, request: GenerationRequest, usage: Usage) -> AsyncGenerator[Chunk]:
+        limit = request.sampling.max_new_tokens
+        spoken = list(islice(cycle(self._words) if request.sampling.ignore_eos else self._words, limit))
+        reason = FinishReason.LENGTH if len(spoken) == limit else FinishReason.STOP
+        for number, word in enumerate(spoken, start=1):
+            last = number == len(spoken)
+            if last:
+                await self._pass_gate()
+            self._require_alive()
+            if self._clock is not None and self._clock.monotonic_s() >= request.deadline_s:
+                raise GenerationTimeout(timeout_s=round(request.deadline_s - request.arrived_s, 3))
+            done = last and self.fail_with is None
+            yield Chunk(word, Finish(reason, replace(usage, completion_tokens=number), TIMINGS) if done else None)
+        if self.fail_with is not None:
+            raise self.fail_with
+
+    async def _pass_gate(self) -> None:
+        waits: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(self.gate.passed()),
+            asyncio.ensure_future(self._closed.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _usage(self, request: GenerationRequest) -> Usage:
+        window, dropped = self._facts.context_window_tokens, 0
+        droppable = (len(request.prompt.messages) - 2) // 2 if request.prompt.drop_oldest_turns else 0
+        while (tokens := prompt_tokens(request.prompt, dropped)) + request.sampling.max_new_tokens > window:
+            if dropped == droppable:
+                raise ContextWindowExceeded(
+                    prompt_tokens=tokens,
+                    max_new_tokens=request.sampling.max_new_tokens,
+                    context_window_tokens=window,
+                )
+            dropped += 1
+        return Usage(tokens, 0, dropped)
+
+    def _require_alive(self) -> None:
+        if self._crashed:
+            raise ModelCrashed(model=self._facts.model)
+        if self.is_closed:
+            raise GenerationAborted(reason="it was unloaded")
+
+
+class FakeEngineLauncher:
+    """An ``EngineLauncher`` of ``ScriptedEngine``s that all speak the same words.
+
+    ``errors`` holds, by model name, what the next launches of it raise, one each.
+    """
+
+    def __init__(self, *words: str, memory_bytes: int = 2 * GIB) -> None:
+        self._words = words or ("Hello", " there")
+        self._memory_bytes = memory_bytes
+        self.errors: dict[str, list[InferapiError]] = {}
+        self.gate = Gate()
+        self.launched: list[EngineSpec] = []
+        self.engines: list[ScriptedEngine] = []
+        self.cancelled = 0
+        self.is_closed = False
+
+    @property
+    def live(self) -> list[str]:
+        """The models whose engines are there."""
+        return [engine.facts.model for engine in self.engines if not engine.is_closed]
+
+    @property
+    def newest(self) -> ScriptedEngine:
+        """The engine that was launched last."""
+        return self.engines[-1]
+
+    async def start(self) -> None: ...
+
+    async def launch(self, spec: EngineSpec) -> TextEngine:
+        self.launched.append(spec)
+        try:
+            await self.gate.passed()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.errors.get(spec.model):
+            raise self.errors[spec.model].pop(0)
+        facts = make_facts(spec.model, dtype=spec.dtype, memory_bytes=self._memory_bytes)
+        engine = ScriptedEngine(*self._words, facts=facts, max_batch=spec.max_batch, max_queue=spec.max_queue)
+        self.engines.append(engine)
+        return engine
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+        for engine in self.engines:
+            engine.closing_gate.open()
+            await engine.aclose()
+
+
+class FlakySessionStore(MemorySessionStore):
+    """A ``SessionStore`` that works, but for the methods that ``errors`` names."""
+
+    def __init__(self, clock: Clock, ttl_s: float = 3600.0) -> None:
+        super().__init__(clock, ttl_s)
+        self.errors: dict[str, InferapiError] = {}
+
+    async def get(self, session_id: str) -> Session | None:
+        self._fail("get")
+        return await super().get(session_id)
+
+    async def append(self, session: Session, turn: Turn) -> Session:
+        self._fail("append")
+        return await super().append(session, turn)
+
+    async def set_system_prompt(self, prompt: str) -> None:
+        self._fail("set_system_prompt")
+        await super().set_system_prompt(prompt)
+
+    def _fail(self, method: str) -> None:
+        if method in self.errors:
+            raise self.errors[method]
+
+
+def prompt_tokens(prompt: Prompt, dropped_turns: int = 0) -> int:
+    """A word is a token."""
+    messages: tuple[Message, ...] = prompt.messages[:1] + prompt.messages[1 + 2 * dropped_turns :]
+    return len((prompt.text or "").split()) + sum(len(message.content.split()) for message in messages)
+
+
+def make_device(
+    *, total_bytes: int = 16 * GIB, free_bytes: int = 12 * GIB, bfloat16: bool = True, overhead_bytes: int = 160 * MIB
+) -> Device:
+    return Device(DeviceKind.CPU, "fake", 1, total_bytes, free_bytes, bfloat16, overhead_bytes)
+
+
+def make_profile(name: str = "gpt2", **changes: Any) -> ModelProfile:
+    """A model of a billion bf16 numbers, unless told otherwise."""
+    profile = ModelProfile(
+        ref=ModelRef.parse(name),
+        architecture="LlamaForCausalLM",
+        parameters_by_dtype={"BF16": 1_000_000_000},
+        stored_bytes=2_000_000_000,
+        layers=(LayerShape(kv_heads=4, key_dim=64, value_dim=64),) * 8,
+        hidden_size=1024,
+        intermediate_size=4096,
+        vocab_size=32_000,
+        context_window_tokens=4096,
+    )
+    return replace(profile, **changes)
+
+
+def make_facts(model: str = "gpt2", **changes: Any) -> EngineFacts:
+    """What a ``ScriptedEngine`` became."""
+    facts = EngineFacts(
+        model=model,
+        device="cpu",
+        dtype="bfloat16",
+        attention="scripted",
+        attention_reason="there is no other",
+        batching="continuous",
+        batching_reason="",
+        context_window_tokens=1024,
+        kv_cache_tokens=4096,
+        weights_bytes=270_000_000,
+        memory_bytes=2 * GIB,
+        load_s=0.5,
+    )
+    return replace(facts, **changes)

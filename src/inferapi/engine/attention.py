@@ -129,7 +129,8 @@ class PagedAttention:
         else:
             keys, values = keys[view.gathered], values[view.gathered]
         num_requests, num_kv_heads = queries.shape[0], keys.shape[1]
-        grouped = queries.view(num_requests, num_kv_heads, -1, queries.shape[-1])  # [B, H, G, D]
+        # One row more than requests: the owner of the blocks of nobody, whose leavings may be NaN. [B + 1, H, G, D]
+        grouped = F.pad(queries, (0, 0, 0, 0, 0, 1)).view(num_requests + 1, num_kv_heads, -1, queries.shape[-1])
 
         scores = (grouped[view.owner] @ keys.transpose(-1, -2)).float()  # [E, H, G, P]
         if softcap is not None:
@@ -148,7 +149,7 @@ class PagedAttention:
 
         parts = (weights.to(values.dtype) @ values).float()  # [E, H, G, D]
         out = parts.new_zeros((*grouped.shape[:3], values.shape[-1])).index_add_(0, view.owner, parts)
-        return (out / total.unsqueeze(-1)).to(queries.dtype).flatten(1, 2)
+        return (out / total.unsqueeze(-1))[:num_requests].to(queries.dtype).flatten(1, 2)
 
 
 def refuse_unknown(attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> None:

@@ -80,6 +80,7 @@ def _load(spec: EngineSpec) -> LoadedModel:
     if model.config._attn_implementation != attention:  # noqa: SLF001 - there is no public name for it
         attention = str(model.config._attn_implementation)  # noqa: SLF001
         attention_reason = f"the model's class supports no faster kernel than {attention}"
+    eos_token_ids = _eos_token_ids(model, tokenizer)  # before the sequential runner empties the generation config
     runner: Runner
     pool: BlockPool | None
     try:
@@ -98,7 +99,7 @@ def _load(spec: EngineSpec) -> LoadedModel:
         pool=pool,
     )
     decode = _decoder(tokenizer)
-    loop = EngineLoop(scheduler, runner, decode=decode, eos_token_ids=_eos_token_ids(model, tokenizer))
+    loop = EngineLoop(scheduler, runner, decode=decode, eos_token_ids=eos_token_ids)
     facts = EngineFacts(
         model=spec.model,
         device=str(model.device),

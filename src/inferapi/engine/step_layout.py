@@ -17,7 +17,8 @@ from inferapi.engine.scheduler import Plan
 class DecodeView:
     """Which blocks the decoding requests read. Either all blocks ``0..E`` in place, or ``gathered`` ones.
 
-    ``owner`` ``[E]``: the request of a block. ``hidden`` ``[E, 1, 1, P]``: what its query must not see.
+    ``owner`` ``[E]``: the request of a block, ``B`` where it has none.
+    ``hidden`` ``[E, 1, 1, P]``: what its query must not see.
     """
 
     num_blocks: int
@@ -67,7 +68,8 @@ class StepLayout:
             gathered = torch.tensor([block for block, *_ in entries], device=self.device)
             entries = [(index, *entry[1:]) for index, entry in enumerate(entries)]
             num_blocks = len(entries)
-        table = [(0, 0, -1)] * num_blocks  # a block of nobody: owner 0, nothing visible
+        # A block of nobody belongs to one past the last request: what was left there reaches no answer.
+        table = [(len(self.plan.decodes), 0, -1)] * num_blocks
         for block, *entry in entries:
             table[block] = (entry[0], entry[1], entry[2])
         owner_t, first_t, last_t = torch.tensor(table, device=self.device).unbind(1)

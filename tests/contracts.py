@@ -1,0 +1,499 @@
+"""What every adapter of a port does, the fakes included: one class a port.
+
+A test class inherits a contract and gives its fixtures; pytest then runs every sentence on that adapter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from pathlib import PurePath
+
+import pytest
+
+from inferapi.domain.chat import Message, Session, Turn
+from inferapi.domain.errors import (
+    ContextWindowExceeded,
+    GenerationAborted,
+    GenerationTimeout,
+    HistoryNotSaved,
+    ModelNotFound,
+    ModelUnavailable,
+    QueueFull,
+    SessionBusy,
+)
+from inferapi.domain.generation import Chunk, FinishReason, GenerationRequest, Prompt, SamplingParams
+from inferapi.domain.model import EngineLoad, EngineSpec, ModelRef
+from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, SessionStore, TextEngine
+
+SHORT_S = 0.02
+BOUND_S = 10.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what an engine says of itself a little later; at once where it is true already."""
+    async with asyncio.timeout(BOUND_S):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.005)
+
+
+class ClockContract:
+    """Give ``clock``, and let time pass in ``pass_time``."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        raise NotImplementedError
+
+    async def pass_time(self, clock: Clock, duration_s: float) -> None:
+        raise NotImplementedError
+
+    async def test_durations_are_measured_by_the_monotonic_clock(self, clock: Clock) -> None:
+        before_s = clock.monotonic_s()
+        await self.pass_time(clock, SHORT_S)
+        assert clock.monotonic_s() - before_s >= SHORT_S * 0.9
+
+    async def test_the_wall_clock_tells_seconds_since_the_epoch(self, clock: Clock) -> None:
+        year_2020_s, year_2100_s = 1_577_836_800, 4_102_444_800
+        assert year_2020_s < clock.wall_s() < year_2100_s
+
+    async def test_a_sleep_lasts_as_long_as_was_asked(self, clock: Clock) -> None:
+        before_s = clock.monotonic_s()
+        sleeping = asyncio.create_task(clock.sleep(SHORT_S))
+        await self.pass_time(clock, 2 * SHORT_S)
+        async with asyncio.timeout(BOUND_S):
+            await sleeping
+        assert clock.monotonic_s() - before_s >= SHORT_S * 0.9
+
+    async def test_a_sleep_of_nothing_ends_by_itself(self, clock: Clock) -> None:
+        async with asyncio.timeout(BOUND_S):
+            await clock.sleep(0)
+
+    async def test_a_cancelled_sleep_ends_at_once(self, clock: Clock) -> None:
+        sleeping = asyncio.create_task(clock.sleep(3600))
+        await asyncio.sleep(0)
+        sleeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sleeping
+
+
+class GpuProbeContract:
+    """Give ``probe``."""
+
+    @pytest.fixture
+    def probe(self) -> GpuProbe:
+        raise NotImplementedError
+
+    def test_free_memory_is_part_of_the_total(self, probe: GpuProbe) -> None:
+        device = probe.device()
+        assert 0 <= device.free_bytes <= device.total_bytes
+        assert device.total_bytes > 0
+
+    def test_it_says_what_a_worker_takes_before_any_weight(self, probe: GpuProbe) -> None:
+        device = probe.device()
+        assert 0 < device.overhead_bytes < device.total_bytes
+
+    def test_it_counts_and_names_the_device(self, probe: GpuProbe) -> None:
+        device = probe.device()
+        assert device.count >= 1
+        assert device.name
+
+    def test_a_reading_is_quick_enough_for_the_event_loop(self, probe: GpuProbe) -> None:
+        started_s = time.perf_counter()
+        probe.device()
+        assert time.perf_counter() - started_s < 0.25
+
+
+class ModelRepositoryContract:
+    """Give ``repository``, the name of a model that it ``known`` and of one that it does not: ``unknown``."""
+
+    @pytest.fixture
+    def repository(self) -> ModelRepository:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def known(self) -> ModelRef:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def unknown(self) -> ModelRef:
+        return ModelRef("nobody/ever-made-this")
+
+    async def test_a_profile_is_of_the_model_that_was_named(self, repository: ModelRepository, known: ModelRef) -> None:
+        assert (await repository.profile(known)).ref == known
+
+    async def test_a_profile_tells_all_that_memory_depends_on(
+        self, repository: ModelRepository, known: ModelRef
+    ) -> None:
+        profile = await repository.profile(known)
+        assert sum(profile.parameters_by_dtype.values()) > 0
+        assert profile.stored_bytes > 0
+        assert all(layer.elements_per_token > 0 for layer in profile.layers)
+        assert len(profile.layers) > 0
+        assert min(profile.hidden_size, profile.intermediate_size, profile.vocab_size) > 0
+        assert profile.context_window_tokens > 0
+
+    async def test_fetching_again_gives_the_same_absolute_folder(
+        self, repository: ModelRepository, known: ModelRef
+    ) -> None:
+        folder = await repository.fetch(known)
+        assert PurePath(folder).is_absolute()
+        assert await repository.fetch(known) == folder
+
+    async def test_an_unknown_model_has_no_profile(self, repository: ModelRepository, unknown: ModelRef) -> None:
+        with pytest.raises(ModelNotFound):
+            await repository.profile(unknown)
+
+    async def test_an_unknown_model_cannot_be_fetched(self, repository: ModelRepository, unknown: ModelRef) -> None:
+        with pytest.raises(ModelNotFound):
+            await repository.fetch(unknown)
+
+
+def ask(text: str = "Once upon a time", *, max_new_tokens: int = 8, deadline_s: float = 60.0, **sampling: float):
+    """A greedy request, counted from now on the system's monotonic clock."""
+    now_s = time.monotonic()
+    params = SamplingParams(**{"max_new_tokens": max_new_tokens, "temperature": 0.0, **sampling})
+    return GenerationRequest(Prompt(text=text), params, now_s, now_s + deadline_s)
+
+
+def ask_for_long(engine: TextEngine) -> GenerationRequest:
+    """A request that is still running after its first chunk."""
+    return ask(max_new_tokens=min(512, engine.facts.context_window_tokens // 2), ignore_eos=True)
+
+
+async def listen(engine: TextEngine, request: GenerationRequest) -> list[Chunk]:
+    async with asyncio.timeout(6 * BOUND_S):
+        return [chunk async for chunk in engine.generate(request)]
+
+
+def said(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+class TextEngineContract:
+    """Give ``engine``: it runs two requests at once, and lets one more wait. Its words can be any."""
+
+    @pytest.fixture
+    def engine(self) -> TextEngine:
+        raise NotImplementedError
+
+    async def test_the_last_chunk_alone_carries_finish(self, engine: TextEngine) -> None:
+        chunks = await listen(engine, ask(ignore_eos=True))
+        assert chunks[-1].finish is not None
+        assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+
+    async def test_an_answer_ends_at_its_limit_of_tokens(self, engine: TextEngine) -> None:
+        finish = (await listen(engine, ask(max_new_tokens=3, ignore_eos=True)))[-1].finish
+        assert finish is not None
+        assert finish.reason is FinishReason.LENGTH
+        assert finish.usage.completion_tokens == 3
+        assert finish.usage.prompt_tokens > 0
+        assert finish.usage.dropped_turns == 0
+
+    async def test_timings_are_durations_in_their_order(self, engine: TextEngine) -> None:
+        finish = (await listen(engine, ask(ignore_eos=True)))[-1].finish
+        assert finish is not None
+        timings = finish.timings
+        assert 0 <= timings.queue_s <= timings.time_to_first_token_s <= timings.total_s
+        assert timings.inter_token_latency_s >= 0
+
+    async def test_a_greedy_answer_is_the_same_again(self, engine: TextEngine) -> None:
+        first, second = await listen(engine, ask()), await listen(engine, ask())
+        assert said(first) == said(second)
+
+    async def test_a_seeded_answer_is_the_same_again(self, engine: TextEngine) -> None:
+        first, second = [await listen(engine, ask(temperature=1.0, seed=7)) for _ in range(2)]
+        assert said(first) == said(second)
+
+    async def test_answers_side_by_side_are_those_given_alone(self, engine: TextEngine) -> None:
+        prompts = ["Once upon a time", "The sea", "My name is"]
+        alone = [said(await listen(engine, ask(prompt, ignore_eos=True))) for prompt in prompts]
+        together = await asyncio.gather(*(listen(engine, ask(prompt, ignore_eos=True)) for prompt in prompts))
+        assert [said(chunks) for chunks in together] == alone
+
+    async def test_closing_the_generator_frees_the_slot(self, engine: TextEngine) -> None:
+        async with aclosing(engine.generate(ask_for_long(engine))) as chunks:
+            await anext(chunks)
+        await until(lambda: engine.load.running == 0)
+        assert (await listen(engine, ask()))[-1].finish is not None
+
+    async def test_cancelling_the_reader_frees_the_slot(self, engine: TextEngine) -> None:
+        reading = asyncio.create_task(listen(engine, ask_for_long(engine)))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await until(lambda: engine.load.running == 0)
+        assert (await listen(engine, ask()))[-1].finish is not None
+
+    async def test_a_full_queue_refuses_and_the_others_go_on(self, engine: TextEngine) -> None:
+        async with (
+            aclosing(engine.generate(ask_for_long(engine))) as one,
+            aclosing(engine.generate(ask_for_long(engine))) as two,
+        ):
+            await anext(one)
+            await anext(two)
+            third = asyncio.create_task(listen(engine, ask()))
+            await until(lambda: engine.load.waiting == 1)
+            with pytest.raises(QueueFull):
+                await listen(engine, ask())
+            await one.aclose()
+            assert (await third)[-1].finish is not None
+            await anext(two)
+        await until(lambda: engine.load.running == 0)
+
+    async def test_a_prompt_beyond_the_context_window_is_refused(self, engine: TextEngine) -> None:
+        window = engine.facts.context_window_tokens
+        with pytest.raises(ContextWindowExceeded) as caught:
+            await listen(engine, ask("word " * window, max_new_tokens=8))
+        assert caught.value.facts["context_window_tokens"] == window
+        assert caught.value.facts["max_new_tokens"] == 8
+        assert caught.value.facts["prompt_tokens"] > window - 8
+        assert (await listen(engine, ask()))[-1].finish is not None
+
+    async def test_a_history_too_long_loses_its_oldest_turns(self, engine: TextEngine) -> None:
+        old = "word " * engine.facts.context_window_tokens
+        turn = (Message("user", old), Message("assistant", "Yes."))
+        request = ask(max_new_tokens=4)
+        messages = (Message("system", "Be brief."), *turn, *turn, Message("user", "Why?"))
+        prompt = Prompt(messages=messages, drop_oldest_turns=True)
+        finish = (
+            await listen(
+                engine,
+                GenerationRequest(prompt, request.sampling, arrived_s=request.arrived_s, deadline_s=request.deadline_s),
+            )
+        )[-1].finish
+        assert finish is not None
+        assert finish.usage.dropped_turns == 2
+
+    async def test_a_request_past_its_deadline_is_given_up(self, engine: TextEngine) -> None:
+        with pytest.raises(GenerationTimeout):
+            await listen(engine, ask(deadline_s=-1.0))
+        await until(lambda: engine.load.running == 0)
+        assert (await listen(engine, ask()))[-1].finish is not None
+
+    async def test_after_aclose_nothing_is_generated(self, engine: TextEngine) -> None:
+        assert not engine.is_closed
+        await engine.aclose()
+        assert engine.is_closed
+        assert engine.load == EngineLoad()
+        with pytest.raises(GenerationAborted):
+            await listen(engine, ask())
+
+    async def test_an_answer_under_way_is_told_of_aclose(self, engine: TextEngine) -> None:
+        async with aclosing(engine.generate(ask_for_long(engine))) as chunks:
+            await anext(chunks)
+            await engine.aclose()
+            with pytest.raises(GenerationAborted):
+                async for _ in chunks:
+                    pass
+
+    async def test_aclose_twice_is_fine_and_ends_every_wait(self, engine: TextEngine) -> None:
+        waiting = asyncio.create_task(engine.wait_closed())
+        await engine.aclose()
+        await engine.aclose()
+        async with asyncio.timeout(BOUND_S):
+            await waiting
+
+    async def test_facts_tell_what_the_model_became(self, engine: TextEngine) -> None:
+        facts = engine.facts
+        assert facts.model
+        assert facts.batching in {"continuous", "sequential"}
+        assert bool(facts.batching_reason) == (facts.batching == "sequential")
+        assert min(facts.context_window_tokens, facts.kv_cache_tokens, facts.weights_bytes) > 0
+
+
+class EngineLauncherContract:
+    """Give ``launcher``, a ``spec`` that loads, and a ``broken_spec`` that does not."""
+
+    @pytest.fixture
+    def launcher(self) -> EngineLauncher:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def spec(self) -> EngineSpec:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def broken_spec(self) -> EngineSpec:
+        raise NotImplementedError
+
+    async def test_a_launched_engine_answers_and_has_the_name_of_its_spec(
+        self, launcher: EngineLauncher, spec: EngineSpec
+    ) -> None:
+        await launcher.start()
+        await launcher.start()
+        engine = await launcher.launch(spec)
+        assert engine.facts.model == spec.model
+        assert (await listen(engine, ask()))[-1].finish is not None
+        await engine.aclose()
+
+    async def test_a_launch_that_fails_says_why_and_the_next_one_works(
+        self, launcher: EngineLauncher, spec: EngineSpec, broken_spec: EngineSpec
+    ) -> None:
+        with pytest.raises(ModelUnavailable):
+            await launcher.launch(broken_spec)
+        engine = await launcher.launch(spec)
+        assert not engine.is_closed
+        await engine.aclose()
+
+    async def test_closing_one_engine_leaves_the_other(self, launcher: EngineLauncher, spec: EngineSpec) -> None:
+        one, two = await launcher.launch(spec), await launcher.launch(spec)
+        await one.aclose()
+        assert (one.is_closed, two.is_closed) == (True, False)
+        assert (await listen(two, ask()))[-1].finish is not None
+        await two.aclose()
+
+    async def test_a_cancelled_launch_leaves_the_launcher_as_it_was(
+        self, launcher: EngineLauncher, spec: EngineSpec
+    ) -> None:
+        launching = asyncio.create_task(launcher.launch(spec))
+        await asyncio.sleep(0)
+        launching.cancel()
+        with suppress(asyncio.CancelledError):
+            await (await launching).aclose()  # it was quicker
+        engine = await launcher.launch(spec)
+        assert (await listen(engine, ask()))[-1].finish is not None
+        await engine.aclose()
+
+    async def test_aclose_ends_every_engine(self, launcher: EngineLauncher, spec: EngineSpec) -> None:
+        engine = await launcher.launch(spec)
+        await launcher.aclose()
+        async with asyncio.timeout(BOUND_S):
+            await engine.wait_closed()
+        assert engine.is_closed
+
+    async def test_aclose_of_a_launcher_that_never_started_is_fine(self, launcher: EngineLauncher) -> None:
+        await launcher.aclose()
+        await launcher.aclose()
+
+
+def make_turn(number: int = 1, *, user: str = "How are you?", assistant: str = "Fine.") -> Turn:
+    return Turn(f"turn-{number}", user, assistant, "gpt2", 1_700_000_000.5 + number, 10 + number, 5)
+
+
+class SessionStoreContract:
+    """Give ``store``: an empty one."""
+
+    @pytest.fixture
+    def store(self) -> SessionStore:
+        raise NotImplementedError
+
+    async def test_an_unknown_session_is_none(self, store: SessionStore) -> None:
+        assert await store.get("s1") is None
+
+    async def test_the_first_turn_makes_the_session_with_its_system_prompt(self, store: SessionStore) -> None:
+        stored = await store.append(Session("s1", "Be brief."), make_turn())
+        assert stored == Session("s1", "Be brief.", (make_turn(),), 1)
+        assert await store.get("s1") == stored
+
+    async def test_turns_come_back_in_order_and_are_counted(self, store: SessionStore) -> None:
+        session = Session("s1", "Be brief.")
+        for number in range(1, 4):
+            session = await store.append(session, make_turn(number))
+        read = await store.get("s1")
+        assert read == session
+        assert read.version == 3
+        assert [turn.turn_id for turn in read.turns] == ["turn-1", "turn-2", "turn-3"]
+
+    async def test_sessions_do_not_mix(self, store: SessionStore) -> None:
+        await store.append(Session("s1", "One."), make_turn(1))
+        await store.append(Session("s2", "Two."), make_turn(2))
+        one, two = await store.get("s1"), await store.get("s2")
+        assert one == Session("s1", "One.", (make_turn(1),), 1)
+        assert two == Session("s2", "Two.", (make_turn(2),), 1)
+
+    async def test_whatever_was_written_comes_back_as_it_was(self, store: SessionStore) -> None:
+        odd = 'line\nbreak\r\t"quotes" \\ \x00 \u2028 héllo 漢字 🙂 {"json": [1]} <|im_end|>'
+        turn = make_turn(user=odd, assistant="")
+        await store.append(Session("a.b_c~d-1", odd), turn)
+        assert await store.get("a.b_c~d-1") == Session("a.b_c~d-1", odd, (turn,), 1)
+
+    async def test_a_turn_on_a_session_that_moved_on_is_not_stored(self, store: SessionStore) -> None:
+        early = await store.append(Session("s1", "Be brief."), make_turn(1))
+        late = await store.append(early, make_turn(2))
+        with pytest.raises(HistoryNotSaved):
+            await store.append(early, make_turn(3))
+        assert await store.get("s1") == late
+
+    async def test_of_two_first_turns_one_is_stored(self, store: SessionStore) -> None:
+        new = Session("s1", "Be brief.")
+        results = await asyncio.gather(
+            *(store.append(new, make_turn(number)) for number in (1, 2)), return_exceptions=True
+        )
+        assert sorted(type(result).__name__ for result in results) == ["HistoryNotSaved", "Session"]
+        read = await store.get("s1")
+        assert read is not None
+        assert len(read.turns) == 1
+
+    async def test_a_deleted_session_is_gone(self, store: SessionStore) -> None:
+        await store.append(Session("s1", "Be brief."), make_turn())
+        assert await store.delete("s1") is True
+        assert await store.get("s1") is None
+        assert await store.delete("s1") is False
+
+    async def test_a_turn_that_ran_while_its_session_was_deleted_is_not_stored(self, store: SessionStore) -> None:
+        read = await store.append(Session("s1", "Be brief."), make_turn(1))
+        async with store.turn("s1", wait_s=SHORT_S):
+            await store.delete("s1")
+            with pytest.raises(HistoryNotSaved):
+                await store.append(read, make_turn(2))
+        assert await store.get("s1") is None
+
+    async def test_a_second_turn_of_a_session_waits_for_the_first(self, store: SessionStore) -> None:
+        order: list[str] = []
+
+        async def second() -> None:
+            async with store.turn("s1", wait_s=BOUND_S):
+                order.append("second")
+
+        async with store.turn("s1", wait_s=BOUND_S):
+            waiting = asyncio.create_task(second())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            order.append("first")
+        await waiting
+        assert order == ["first", "second"]
+
+    async def test_a_turn_that_waits_too_long_is_told_so(self, store: SessionStore) -> None:
+        async with store.turn("s1", wait_s=BOUND_S):
+            with pytest.raises(SessionBusy):
+                async with store.turn("s1", wait_s=SHORT_S):
+                    pytest.fail("two turns at once")
+
+    async def test_turns_of_different_sessions_run_side_by_side(self, store: SessionStore) -> None:
+        async with store.turn("s1", wait_s=SHORT_S), store.turn("s2", wait_s=SHORT_S):
+            stored = await store.append(Session("s2", "Two."), make_turn())
+        assert stored.version == 1
+
+    async def test_a_turn_that_failed_lets_the_next_one_in(self, store: SessionStore) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with store.turn("s1", wait_s=SHORT_S):
+                raise ZeroDivisionError
+        async with store.turn("s1", wait_s=SHORT_S):
+            stored = await store.append(Session("s1", "Be brief."), make_turn())
+        assert stored.version == 1
+
+    async def test_a_waiter_that_left_does_not_hold_the_session(self, store: SessionStore) -> None:
+        async with store.turn("s1", wait_s=BOUND_S):
+            waiting = asyncio.ensure_future(store.turn("s1", wait_s=BOUND_S).__aenter__())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        async with store.turn("s1", wait_s=BOUND_S):
+            stored = await store.append(Session("s1", "Be brief."), make_turn())
+        assert stored.version == 1
+
+    async def test_the_system_prompt_is_none_until_set_and_then_the_last_one(self, store: SessionStore) -> None:
+        assert await store.system_prompt() is None
+        await store.set_system_prompt("You are a pirate.")
+        await store.set_system_prompt("")
+        assert await store.system_prompt() == ""
+
+    async def test_a_new_system_prompt_leaves_stored_sessions_alone(self, store: SessionStore) -> None:
+        await store.append(Session("s1", "Be brief."), make_turn())
+        await store.set_system_prompt("You are a pirate.")
+        read = await store.get("s1")
+        assert read is not None
+        assert read.system_prompt == "Be brief."

@@ -1,0 +1,173 @@
+"""Profiles from configs and headers of many kinds."""
+
+from __future__ import annotations
+
+import pytest
+
+from inferapi.adapters.model_profile import Tensor, profile, refuse_hostile
+from inferapi.domain.errors import ModelInvalid, RemoteCodeRefused
+from inferapi.domain.model import LayerShape, ModelRef
+
+REF = ModelRef("org/name")
+EMBEDDING = {"embed.weight": Tensor("BF16", (100, 64), 12_800)}
+
+
+def projections(layers: int, prefix: str = "model.layers", **rows: int) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{index}.self_attn.{name}_proj.weight": Tensor("BF16", (out, 64), out * 128)
+        for index in range(layers)
+        for name, out in rows.items()
+    }
+
+
+def layers_of(config, tensors=EMBEDDING) -> tuple[LayerShape, ...]:
+    return profile(REF, config, tensors).layers
+
+
+def test_a_llama_is_read_to_the_number(llama):
+    found = profile(REF, llama, EMBEDDING | {"norm.weight": Tensor("F32", (64,), 256)})
+    assert found.ref == REF
+    assert found.architecture == "LlamaForCausalLM"
+    assert found.parameters_by_dtype == {"BF16": 6400, "F32": 64}
+    assert found.stored_bytes == 12_800 + 256
+    assert found.layers == (LayerShape(2, 16, 16), LayerShape(2, 16, 16))
+    assert (found.hidden_size, found.intermediate_size, found.vocab_size) == (64, 128, 100)
+    assert (found.context_window_tokens, found.prequantized) == (512, False)
+
+
+def test_a_scalar_tensor_is_one_number(llama):
+    found = profile(REF, llama, {"scale": Tensor("F32", (), 4)})
+    assert found.parameters_by_dtype == {"F32": 1}
+
+
+def test_grouped_queries_keep_fewer_heads_and_a_head_may_have_its_own_width(llama):
+    assert layers_of(llama | {"num_key_value_heads": 1, "head_dim": 24}) == (LayerShape(1, 24, 24),) * 2
+
+
+def test_without_groups_every_head_is_kept(llama):
+    del llama["num_key_value_heads"]
+    assert layers_of(llama) == (LayerShape(4, 16, 16),) * 2
+
+
+@pytest.mark.parametrize("config", [{"multi_query": True}, {"num_kv_heads": 1}])
+def test_multi_query_attention_keeps_one_head(llama, config):
+    del llama["num_key_value_heads"]
+    assert layers_of(llama | config) == (LayerShape(1, 16, 16),) * 2
+
+
+def test_weights_know_better_than_the_config(llama):
+    assert layers_of(llama, projections(2, k=48, v=40)) == (LayerShape(1, 48, 40),) * 2
+
+
+def test_packed_weights_do_not_show_their_shape(llama):
+    config = llama | {"quantization_config": {"quant_method": "gptq"}}
+    assert layers_of(config, projections(2, k=6, v=6)) == (LayerShape(2, 16, 16),) * 2
+    assert profile(REF, config, EMBEDDING).prequantized is True
+
+
+def test_latent_attention_keeps_the_expanded_heads(llama):
+    mla = {"kv_lora_rank": 32, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 10}
+    assert layers_of(llama | mla) == (LayerShape(4, 16, 10),) * 2
+
+
+def test_gpt2_calls_everything_otherwise():
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "n_positions": 1024,
+        "vocab_size": 50_257,
+    }
+    found = profile(REF, config, EMBEDDING)
+    assert found.layers == (LayerShape(12, 64, 64),) * 12
+    assert (found.hidden_size, found.intermediate_size, found.context_window_tokens) == (768, 3072, 1024)
+
+
+def test_opt_and_mpt_call_it_otherwise_again():
+    opt = {
+        "hidden_size": 64, "ffn_dim": 256, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "max_position_embeddings": 2048, "vocab_size": 100,
+    }  # fmt: skip
+    mpt = {"d_model": 64, "n_layers": 1, "n_heads": 4, "max_sequence_length": 4096, "vocab_size": 100}
+    found = [profile(REF, config, EMBEDDING) for config in (opt, mpt)]
+    assert [one.layers for one in found] == [(LayerShape(4, 16, 16),)] * 2
+    assert [(one.intermediate_size, one.context_window_tokens) for one in found] == [(256, 2048), (256, 4096)]
+
+
+def test_sliding_layers_are_told_apart(llama):
+    config = llama | {"sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"]}
+    assert [layer.window_tokens for layer in layers_of(config)] == [128, None]
+
+
+def test_a_model_that_sees_and_reads_is_profiled_by_its_text_part(llama):
+    config = {"architectures": ["SomeForConditionalGeneration"], "text_config": llama, "vision_config": {}}
+    found = profile(REF, config, EMBEDDING)
+    assert (found.architecture, found.hidden_size, len(found.layers)) == ("SomeForConditionalGeneration", 64, 2)
+
+
+def test_an_encoder_decoder_is_refused(llama):
+    with pytest.raises(ModelInvalid, match="encoder-decoder"):
+        profile(REF, llama | {"is_encoder_decoder": True}, EMBEDDING)
+
+
+def test_weights_without_tensors_are_refused(llama):
+    with pytest.raises(ModelInvalid, match="no tensors"):
+        profile(REF, llama, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", None),
+        ("hidden_size", 0),
+        ("hidden_size", -64),
+        ("hidden_size", 64.0),
+        ("hidden_size", True),
+        ("hidden_size", "64"),
+        ("hidden_size", 2**31),
+        ("hidden_size", 2),  # less than a number a head
+        ("num_hidden_layers", None),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", [4]),
+        ("num_key_value_heads", {}),
+        ("vocab_size", None),
+        ("max_position_embeddings", -1),
+        ("architectures", 5),
+        ("architectures", {"0": "LlamaForCausalLM"}),
+        ("layer_types", 5),
+        ("layer_types", {"0": "sliding_attention"}),
+        ("kv_lora_rank", 32),  # and nothing else of latent attention
+    ],
+)
+def test_a_config_that_is_none_of_a_language_model_is_refused(llama, key, value):
+    with pytest.raises(ModelInvalid, match="its config is not that of a language model"):
+        profile(REF, llama | {key: value}, EMBEDDING)
+
+
+def test_a_config_of_absurdly_many_layers_is_refused(llama):
+    """2**31 - 1 of them would take all memory of the API process."""
+    with pytest.raises(ModelInvalid):
+        profile(REF, llama | {"num_hidden_layers": 100_000}, EMBEDDING)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map"),
+        ({"custom_pipelines": {}}, "custom_pipelines"),
+        ({"_attn_implementation_internal": "org/kernel"}, "_attn_implementation_internal"),
+        ({"text_config": {"auto_map": None}}, "auto_map"),
+        ({"a": [{"b": [1, {"_experts_implementation_internal": 1}]}]}, "_experts_implementation_internal"),
+        ({"x" * 200 + "_internal": 1}, "x" * 60),
+    ],
+)
+def test_a_config_that_asks_for_code_or_private_switches_is_refused_at_any_depth(llama, config, key):
+    with pytest.raises(RemoteCodeRefused) as caught:
+        refuse_hostile(llama | config, "org/name")
+    assert caught.value.facts == {"model": "org/name", "key": key}
+
+
+def test_a_config_that_merely_mentions_such_words_is_fine(llama):
+    refuse_hostile(llama | {"name": "auto_map", "internal": 1, "_internal_x": "y_internal"}, "org/name")

@@ -1,0 +1,104 @@
+"""``POST /chat`` and ``POST /system_prompt``: their bodies exact to the key."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from inferapi.domain.errors import HistoryNotSaved, SessionStoreUnavailable
+
+
+@pytest.fixture(autouse=True)
+async def loaded(stage):
+    await stage.load()
+
+
+async def test_chat_answers_the_session_the_result_and_the_whole_history(client):
+    answer = await client.post("/chat", json={"text": "Hi", "session_id": "abc123"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json() == {
+        "session_id": "abc123",
+        "result": "Hello there",
+        "full_history": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello there"},
+        ],
+    }
+
+
+async def test_the_history_grows_with_every_turn(client):
+    await client.post("/chat", json={"text": "One?", "session_id": "abc123"})
+    answer = await client.post("/chat", json={"text": "Two?", "session_id": "abc123"})
+    history = answer.json()["full_history"]
+    assert [message["content"] for message in history] == ["Be brief.", "One?", "Hello there", "Two?", "Hello there"]
+
+
+async def test_a_chat_without_a_session_starts_one_that_can_be_continued(client):
+    first = (await client.post("/chat", json={"text": "One?"})).json()
+    assert re.fullmatch(r"[A-Za-z0-9._~-]{22,128}", first["session_id"])
+    second = await client.post("/chat", json={"text": "Two?", "session_id": first["session_id"]})
+    assert len(second.json()["full_history"]) == 5
+
+
+async def test_a_chat_may_be_longer_than_an_infer(client, stage):
+    await client.post("/chat", json={"text": "Hi"})
+    sampling = stage.engine.requests[0].sampling
+    assert (sampling.max_new_tokens, sampling.temperature, sampling.repetition_penalty) == (512, 0.7, 1.1)
+
+
+async def test_details_are_added_when_asked(client):
+    answer = await client.post("/chat", json={"text": "Hi", "session_id": "s1", "details": True})
+    body = answer.json()
+    assert set(body) == {"session_id", "result", "full_history", "details"}
+    assert body["details"]["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "dropped_turns": 0,
+    }
+    assert (body["details"]["finish_reason"], body["details"]["model"]) == ("stop", "gpt2")
+
+
+async def test_turns_that_were_left_out_are_told_in_the_details(client):
+    body = {"text": "word " * 300, "session_id": "s1", "details": True}
+    await client.post("/chat", json=body)
+    answer = await client.post("/chat", json=body)
+    assert answer.json()["details"]["usage"]["dropped_turns"] == 1
+    assert len(answer.json()["full_history"]) == 5
+
+
+async def test_system_prompt_says_whom_it_affects_and_does(client):
+    await client.post("/chat", json={"text": "Hi", "session_id": "old"})
+    answer = await client.post("/system_prompt", json={"prompt": "You are a knowledgeable tutor."})
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"message": "System prompt updated (will affect new sessions only)"},
+    )
+    prompts = [
+        (await client.post("/chat", json={"text": "Hi", "session_id": name})).json()["full_history"][0]["content"]
+        for name in ("old", "new")
+    ]
+    assert prompts == ["Be brief.", "You are a knowledgeable tutor."]
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": 5}, {"prompt": None}, {"prompt": "x", "y": 1}])
+async def test_a_system_prompt_that_is_none_is_refused(client, body):
+    answer = await client.post("/system_prompt", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+async def test_a_store_that_does_not_answer_touches_chats_only(client, stage):
+    stage.sessions.errors["get"] = SessionStoreUnavailable()
+    chat = await client.post("/chat", json={"text": "Hi", "session_id": "s1"})
+    infer = await client.post("/infer", json={"text": "Hi", "session_id": "s1"})
+    assert (chat.status_code, chat.json()["code"]) == (503, "session_store_unavailable")
+    assert (chat.headers["retry-after"], infer.status_code) == ("2", 200)
+
+
+async def test_a_turn_that_could_not_be_stored_is_no_success(client, stage):
+    stage.sessions.errors["append"] = HistoryNotSaved(problem="it is full")
+    answer = await client.post("/chat", json={"text": "Hi", "session_id": "s1"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "history_not_saved")
+    assert answer.headers["x-should-retry"] == "false"

@@ -1,0 +1,228 @@
+"""Bytes, to the byte: the expected figures are worked out by hand beside each model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fakes import GIB, MIB, make_device, make_profile
+from inferapi.application.memory_fit import (
+    Room,
+    fit,
+    hint,
+    kv_bytes_per_token,
+    room_for,
+    target_dtype,
+    weights_bytes,
+    working_bytes,
+)
+from inferapi.domain.model import DeviceKind, LayerShape, LoadOptions
+
+SMOLLM2 = make_profile(
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    parameters_by_dtype={"BF16": 134_515_008},
+    stored_bytes=269_030_016,
+    layers=(LayerShape(3, 64, 64),) * 30,
+    hidden_size=576,
+    intermediate_size=1536,
+    vocab_size=49_152,
+    context_window_tokens=8192,
+)
+GPT2 = make_profile(
+    "gpt2",
+    parameters_by_dtype={"F32": 124_439_808},
+    stored_bytes=497_759_232,
+    layers=(LayerShape(12, 64, 64),) * 12,
+    hidden_size=768,
+    intermediate_size=3072,
+    vocab_size=50_257,
+    context_window_tokens=1024,
+)
+QWEN_72B = make_profile("big", hidden_size=8192, intermediate_size=29_568, vocab_size=152_064)
+AUTO = LoadOptions()
+RESERVE = 512 * MIB
+
+
+def room(available_bytes: int) -> Room:
+    return Room(total_bytes=16 * GIB - RESERVE, available_bytes=available_bytes, reserve_bytes=RESERVE)
+
+
+def needs(profile, *, kv_tokens: int, options=AUTO, max_batch=32) -> int:
+    """Room that the model fills to the last byte with a KV cache of that many tokens."""
+    report = fit(profile, options, DEVICE, room(16 * GIB), max_batch=max_batch)
+    per_token = kv_bytes_per_token(profile, report.dtype)
+    return report.needed_bytes - report.kv_cache_bytes + kv_tokens * per_token
+
+
+DEVICE = make_device()
+
+
+@pytest.mark.parametrize(
+    ("profile", "dtype", "expected"),
+    [
+        (SMOLLM2, "bfloat16", 2 * 134_515_008),
+        (SMOLLM2, "float16", 2 * 134_515_008),
+        (SMOLLM2, "float32", 4 * 134_515_008),
+        (GPT2, "bfloat16", 248_879_616),
+        (GPT2, "float32", 497_759_232),
+        (replace(GPT2, parameters_by_dtype={"F32": 10, "I64": 3, "U8": 5, "F64": 1}), "bfloat16", 22 + 24 + 5),
+        (replace(GPT2, prequantized=True, stored_bytes=77_000_001), "float32", 77_000_001),
+    ],
+)
+def test_weights_take_the_width_of_the_dtype_and_packed_ones_what_is_stored(profile, dtype, expected):
+    assert weights_bytes(profile, dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("profile", "dtype", "expected"),
+    [
+        (SMOLLM2, "bfloat16", 30 * 3 * 128 * 2),
+        (GPT2, "float32", 12 * 12 * 128 * 4),
+        (replace(GPT2, layers=(LayerShape(8, 192, 128), LayerShape(2, 64, 64, window_tokens=128))), "float16", 5632),
+        (replace(GPT2, layers=()), "float16", 0),
+    ],
+)
+def test_a_token_takes_the_keys_and_values_of_all_layers(profile, dtype, expected):
+    assert kv_bytes_per_token(profile, dtype) == expected
+
+
+def test_working_memory_has_a_floor_and_on_the_cpu_a_packed_output_layer():
+    packed = 49_152 * 576 * 2
+    assert working_bytes(SMOLLM2, "bfloat16", DeviceKind.CPU, max_batch=32) == 96 * MIB + packed
+    assert working_bytes(SMOLLM2, "bfloat16", DeviceKind.CUDA, max_batch=32) == 512 * MIB
+
+
+def test_working_memory_of_a_large_model_is_a_chunk_and_the_logits():
+    chunk = 2048 * (4 * 8192 + 3 * 29_568) * 2
+    logits = 4 * 256 * 152_064 * 4
+    assert working_bytes(QWEN_72B, "bfloat16", DeviceKind.CUDA, max_batch=256) == chunk + logits
+
+
+@pytest.mark.parametrize(
+    ("asked", "supported", "expected"),
+    [
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("bfloat16", False, "bfloat16"),
+        ("float16", True, "float16"),
+        ("float32", True, "float32"),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_computes_in_it(asked, supported, expected):
+    assert target_dtype(LoadOptions(dtype=asked), make_device(bfloat16=supported)) == expected
+
+
+def test_a_report_adds_up_to_the_byte():
+    report = fit(SMOLLM2, AUTO, DEVICE, room(12 * GIB), max_batch=32)
+    assert report.weights_bytes == 269_030_016
+    assert (report.kv_cache_tokens, report.kv_cache_bytes) == (32 * 1024, 32 * 1024 * 23_040)
+    assert report.working_bytes == 96 * MIB + 49_152 * 576 * 2
+    assert report.overhead_bytes == 160 * MIB
+    assert report.reserve_bytes == RESERVE
+    assert report.needed_bytes == 269_030_016 + 754_974_720 + 157_286_400 + 167_772_160
+    assert (report.fits, report.can_ever_fit) == (True, True)
+
+
+def test_the_reserve_is_a_share_of_a_large_machine():
+    device = make_device(total_bytes=100 * GIB, free_bytes=90 * GIB)
+    found = room_for(device, budget_bytes=None, resident_bytes=0, reclaimable_bytes=0)
+    reserve = int(0.03 * 100 * GIB)
+    assert found == Room(100 * GIB - reserve, 90 * GIB - reserve, reserve)
+
+
+@pytest.mark.parametrize(
+    ("profile", "max_batch", "expected"),
+    [
+        (SMOLLM2, 1, 8192),  # one request may be as long as the context window
+        (SMOLLM2, 32, 32 * 1024),  # a full batch of typical requests
+        (GPT2, 1, 1024),
+        (GPT2, 4, 4 * 1024),
+        (replace(GPT2, context_window_tokens=100), 4, 448),  # no more than all contexts, in blocks of 64
+        (replace(SMOLLM2, context_window_tokens=131_072), 1, 8192),  # a long context is not promised to all
+    ],
+)
+def test_with_room_the_kv_cache_is_what_a_full_batch_wants(profile, max_batch, expected):
+    assert fit(profile, AUTO, DEVICE, room(12 * GIB), max_batch=max_batch).kv_cache_tokens == expected
+
+
+def test_the_kv_cache_shrinks_before_a_model_is_refused():
+    report = fit(SMOLLM2, AUTO, DEVICE, room(needs(SMOLLM2, kv_tokens=4096)), max_batch=32)
+    assert (report.kv_cache_tokens, report.fits) == (4096, True)
+
+
+@pytest.mark.parametrize("tokens", [2049, 3001, 4095, 4097, 31_999])
+def test_a_shrunken_kv_cache_fits_whatever_the_room(tokens):
+    report = fit(SMOLLM2, AUTO, DEVICE, room(needs(SMOLLM2, kv_tokens=tokens)), max_batch=32)
+    assert report.kv_cache_tokens == tokens // 64 * 64
+    assert report.fits
+
+
+def test_the_kv_cache_shrinks_to_one_short_context_and_no_further():
+    least = needs(SMOLLM2, kv_tokens=2048)
+    fitting = fit(SMOLLM2, AUTO, DEVICE, room(least), max_batch=32)
+    refused = fit(SMOLLM2, AUTO, DEVICE, room(least - 1), max_batch=32)
+    assert (fitting.kv_cache_tokens, fitting.fits) == (2048, True)
+    assert (refused.kv_cache_tokens, refused.fits, refused.can_ever_fit) == (2048, False, True)
+
+
+def test_a_model_of_a_short_context_needs_no_longer_cache():
+    report = fit(GPT2, AUTO, DEVICE, room(needs(GPT2, kv_tokens=1024)), max_batch=32)
+    assert (report.kv_cache_tokens, report.fits) == (1024, True)
+
+
+def test_a_model_larger_than_the_machine_can_never_fit():
+    report = fit(make_profile(parameters_by_dtype={"BF16": 10**11}), AUTO, DEVICE, room(16 * GIB), max_batch=1)
+    assert (report.fits, report.can_ever_fit) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("budget", "resident", "reclaimable", "total", "available"),
+    [
+        (None, 0, 0, 16 * GIB - RESERVE, 12 * GIB - RESERVE),
+        (None, 2 * GIB, 2 * GIB, 16 * GIB - RESERVE, 14 * GIB - RESERVE),
+        (None, 6 * GIB, 6 * GIB, 16 * GIB - RESERVE, 16 * GIB - RESERVE),  # never more than there is
+        (4 * GIB, 0, 0, 4 * GIB, 4 * GIB),
+        (4 * GIB, 3 * GIB, 0, 4 * GIB, 1 * GIB),
+        (4 * GIB, 3 * GIB, 2 * GIB, 4 * GIB, 3 * GIB),
+        (4 * GIB, 5 * GIB, 0, 4 * GIB, 0),
+        (64 * GIB, 0, 0, 16 * GIB - RESERVE, 12 * GIB - RESERVE),  # a budget makes no memory
+    ],
+)
+def test_a_budget_is_a_ceiling_and_what_can_be_freed_counts(budget, resident, reclaimable, total, available):
+    found = room_for(DEVICE, budget_bytes=budget, resident_bytes=resident, reclaimable_bytes=reclaimable)
+    assert found == Room(total, available, RESERVE)
+
+
+def test_a_full_machine_has_no_room_at_all():
+    device = make_device(free_bytes=RESERVE - 1)
+    found = room_for(device, budget_bytes=None, resident_bytes=0, reclaimable_bytes=0)
+    assert found.available_bytes == 0
+
+
+def test_a_hint_names_the_dtype_that_would_fit():
+    options = LoadOptions(dtype="float32")
+    tight = room(needs(SMOLLM2, kv_tokens=2048, options=options) - 200 * MIB)
+    report = fit(SMOLLM2, options, DEVICE, tight, max_batch=32)
+    assert not report.fits
+    assert hint(report, SMOLLM2) == "It would fit with dtype bfloat16."
+
+
+def test_a_hint_offers_no_other_dtype_for_packed_weights():
+    packed = replace(SMOLLM2, prequantized=True, stored_bytes=10 * GIB)
+    report = fit(packed, LoadOptions(dtype="float32"), DEVICE, room(6 * GIB), max_batch=1)
+    assert "dtype" not in hint(report, packed)
+
+
+def test_a_hint_tells_the_size_that_would_fit():
+    huge = make_profile(parameters_by_dtype={"BF16": 10**11})
+    report = fit(huge, AUTO, DEVICE, room(6 * GIB), max_batch=1)
+    spare = 6 * GIB - report.working_bytes - report.overhead_bytes
+    assert hint(report, huge) == (
+        f"A model of about {0.4 * spare / 1e9:.2g} billion parameters would fit in bfloat16 on cpu."
+    )
+
+
+def test_a_hint_admits_that_nothing_would_fit():
+    report = fit(SMOLLM2, AUTO, DEVICE, room(100 * MIB), max_batch=32)
+    assert hint(report, SMOLLM2) == "No model of a useful size would fit."

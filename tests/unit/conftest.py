@@ -1,0 +1,137 @@
+"""The stage of the unit tests: the real application on fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+
+import pytest
+
+pytest.register_assert_rewrite("contracts")
+
+from fakes import (  # noqa: E402 - so that its asserts tell what they saw
+    FakeClock,
+    FakeEngineLauncher,
+    FakeGpuProbe,
+    FakeModelRepository,
+    FlakySessionStore,
+    ScriptedEngine,
+    make_profile,
+    settle,
+)
+from inferapi.api.app import create_app  # noqa: E402
+from inferapi.api.schema import SamplingPolicy  # noqa: E402
+from inferapi.application.conversation import Conversation  # noqa: E402
+from inferapi.application.inference import Answered, Inference  # noqa: E402
+from inferapi.application.lifecycle import ModelLifecycle  # noqa: E402
+from inferapi.application.policy import LifecyclePolicy  # noqa: E402
+from inferapi.domain.generation import Prompt, SamplingParams  # noqa: E402
+from inferapi.domain.model import ModelRef  # noqa: E402
+
+
+class Stage:
+    """Everything that ``container.py`` puts together, on fakes. It knows models gpt2, other and third."""
+
+    def __init__(self, *words: str, request_timeout_s: float = 300.0, **policy) -> None:
+        self.clock = FakeClock()
+        self.probe = FakeGpuProbe()
+        self.models = FakeModelRepository(*(make_profile(name) for name in ("gpt2", "other", "third", "org/name")))
+        self.launcher = FakeEngineLauncher(*words)
+        self.sessions = FlakySessionStore(self.clock)
+        self.lifecycle = ModelLifecycle(
+            self.models, self.launcher, self.probe, self.clock, LifecyclePolicy(**{"max_batch": 4, **policy})
+        )
+        self.inference = Inference(self.lifecycle, self.clock, request_timeout_s)
+        self.conversation = Conversation(
+            self.inference, self.sessions, self.clock, default_system_prompt="Be brief.", turn_wait_s=10.0
+        )
+
+    @property
+    def engine(self) -> ScriptedEngine:
+        """The one that was launched last."""
+        return self.launcher.newest
+
+    async def load(self, name: str = "gpt2") -> ScriptedEngine:
+        await self.lifecycle.load(ModelRef.parse(name))
+        return self.engine
+
+    async def infer(self, text: str = "Hi", **sampling) -> Answered:
+        """One request, to its end."""
+        async with aclosing(self.inference.infer(Prompt(text=text), SamplingParams(**sampling))) as items:
+            last = [item async for item in items][-1]
+        assert isinstance(last, Answered)
+        return last
+
+    async def infer_until_held(self, text: str = "Hi") -> asyncio.Task[Answered]:
+        """One request that stands before its last word until ``engine.gate`` opens."""
+        self.engine.gate.hold()
+        request = asyncio.create_task(self.infer(text))
+        await settle()
+        assert not request.done()
+        return request
+
+    def app(self, max_body_bytes: int = 4096):
+        sampling = SamplingPolicy(max_new_tokens=600, temperature=0.7)
+        return create_app(
+            self.lifecycle, self.inference, self.conversation, sampling=sampling, max_body_bytes=max_body_bytes
+        )
+
+    async def aclose(self) -> None:
+        """End it, whatever a test left open."""
+        for gate in (self.launcher.gate, self.models.profile_gate, self.models.fetch_gate):
+            gate.open()
+        for engine in self.launcher.engines:
+            engine.closing_gate.open()
+        closing = asyncio.create_task(self.lifecycle.aclose())
+        await self.clock.advance(1000)
+        await closing
+
+
+@pytest.fixture
+async def make_stage():
+    """Stages whose idle models are watched, ended after the test."""
+    stages: list[Stage] = []
+
+    async def make(*words: str, start: bool = True, **policy) -> Stage:
+        stage = Stage(*words, **policy)
+        stages.append(stage)
+        if start:
+            await stage.lifecycle.start()
+        return stage
+
+    yield make
+    for stage in stages:
+        await stage.aclose()
+
+
+@pytest.fixture
+async def stage(make_stage) -> Stage:
+    return await make_stage()
+
+
+@pytest.fixture
+async def loop_time(monkeypatch: pytest.MonkeyPatch):
+    """Moves the event loop's own clock, for waits that are asyncio's."""
+    event_loop = asyncio.get_running_loop()
+    passed_s = 0.0
+    real_time = event_loop.time
+    monkeypatch.setattr(event_loop, "time", lambda: real_time() + passed_s)
+
+    async def move(duration_s: float) -> None:
+        nonlocal passed_s
+        await settle()
+        passed_s += duration_s
+        await settle()
+
+    return move
+
+
+@pytest.fixture
+def root_logger():
+    """The root logger, put back afterwards: ``configure_logging`` replaces its handlers."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -1,0 +1,72 @@
+"""What fits the context window, and which turns go when not all do."""
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from inferapi.domain.chat import Message
+from inferapi.domain.errors import ContextWindowExceeded
+from inferapi.domain.generation import Prompt, SamplingParams
+from inferapi.engine.prompt_encoder import PromptEncoder
+
+SYSTEM = Message("system", "S" * 10)
+TURNS = tuple(
+    message for turn in range(3) for message in (Message("user", f"u{turn}" * 5), Message("assistant", f"a{turn}" * 5))
+)
+QUESTION = Message("user", "Q" * 10)
+CHAT = (SYSTEM, *TURNS, QUESTION)  # 80 characters, 20 a turn
+
+
+@pytest.fixture
+def tokenizer(byte_tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
+    """One token a character, and a template that adds none."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return tokenizer
+
+
+def encode(tokenizer, window: int, messages: tuple[Message, ...], new: int, *, drop: bool) -> tuple[str, int]:
+    encoder = PromptEncoder(tokenizer, window)
+    tokens, dropped = encoder.encode(
+        Prompt(messages=messages, drop_oldest_turns=drop), SamplingParams(max_new_tokens=new)
+    )
+    return tokenizer.decode(tokens), dropped
+
+
+def text_of(*messages: Message) -> str:
+    return "".join(message.content for message in messages)
+
+
+def test_a_prompt_that_just_fits_with_its_answer_is_taken(tokenizer) -> None:
+    assert encode(tokenizer, 100, CHAT, 20, drop=False) == (text_of(*CHAT), 0)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_raw_prompt_that_does_not_fit_is_refused_with_its_counts(tokenizer, *, drop: bool) -> None:
+    prompt = Prompt(text="x" * 81, drop_oldest_turns=drop)
+
+    with pytest.raises(ContextWindowExceeded) as refusal:
+        PromptEncoder(tokenizer, 100).encode(prompt, SamplingParams(max_new_tokens=20))
+
+    assert refusal.value.facts == {"prompt_tokens": 81, "max_new_tokens": 20, "context_window_tokens": 100}
+
+
+def test_messages_that_do_not_fit_are_refused_unless_turns_may_go(tokenizer) -> None:
+    with pytest.raises(ContextWindowExceeded) as refusal:
+        encode(tokenizer, 100, CHAT, 21, drop=False)
+
+    assert refusal.value.facts == {"prompt_tokens": 80, "max_new_tokens": 21, "context_window_tokens": 100}
+
+
+@pytest.mark.parametrize(("new", "dropped"), [(20, 0), (21, 1), (40, 1), (41, 2), (60, 2), (61, 3), (80, 3)])
+def test_the_oldest_turns_go_whole_and_no_more_than_needed(tokenizer, new: int, dropped: int) -> None:
+    expected = text_of(SYSTEM, *TURNS[2 * dropped :], QUESTION)
+
+    assert encode(tokenizer, 100, CHAT, new, drop=True) == (expected, dropped)
+
+
+def test_system_prompt_and_question_are_never_dropped(tokenizer) -> None:
+    with pytest.raises(ContextWindowExceeded) as refusal:
+        encode(tokenizer, 100, CHAT, 81, drop=True)
+
+    assert refusal.value.facts == {"prompt_tokens": 20, "max_new_tokens": 81, "context_window_tokens": 100}

@@ -1,0 +1,223 @@
+from collections.abc import Callable
+
+import pytest
+
+from inferapi.domain.errors import QueueFull
+from inferapi.engine.block_pool import BlockPool
+from inferapi.engine.request import Request
+from inferapi.engine.scheduler import Plan, Scheduler
+
+BLOCK_TOKENS = 4
+
+
+def scheduler_of(
+    *, slots: int = 2, waiting: int = 8, chunk: int = 6, idle_chunk: int = 16, blocks: int | None = 64
+) -> Scheduler:
+    return Scheduler(
+        max_slots=slots,
+        max_waiting=waiting,
+        chunk_tokens=chunk,
+        idle_chunk_tokens=idle_chunk,
+        pool=BlockPool(blocks, BLOCK_TOKENS) if blocks else None,
+    )
+
+
+@pytest.fixture
+def prompt(new_request) -> Callable[..., Request]:
+    return lambda request_id, length, new=8: new_request(request_id, [0] * length, max_new_tokens=new)
+
+
+def compute(plan: Plan | None) -> None:
+    """What the step loop does with a plan, short of finishing anybody."""
+    assert plan is not None
+    for segment in plan.segments:
+        samples = segment.samples
+        segment.request.num_computed_tokens += segment.length
+        if samples:
+            segment.request.tokens.append(0)
+
+
+def spans(plan: Plan | None) -> dict[str, list[tuple[int, int, int]]]:
+    assert plan is not None
+    return {
+        name: [(s.request.request_id, s.start, s.length) for s in getattr(plan, name)]
+        for name in ("decodes", "prefills")
+    }
+
+
+def test_nothing_to_do_is_no_plan() -> None:
+    scheduler = scheduler_of()
+
+    assert scheduler.plan(0.0) is None
+    assert scheduler.is_idle
+
+
+def test_requests_are_admitted_in_order_of_arrival_while_slots_last(prompt) -> None:
+    scheduler = scheduler_of(slots=2)
+    requests = [prompt(n, 3) for n in range(4)]
+    for request in requests:
+        scheduler.submit(request)
+
+    scheduler.plan(7.0)
+
+    assert scheduler.running == (requests[0], requests[1])
+    assert scheduler.waiting == 2
+    assert [request.admitted_s for request in requests] == [7.0, 7.0, None, None]
+    assert {request.slot for request in requests[:2]} == {0, 1}
+
+
+def test_with_nobody_decoding_a_prompt_is_computed_in_large_chunks(prompt) -> None:
+    scheduler = scheduler_of(chunk=6, idle_chunk=16)
+    scheduler.submit(prompt(0, 20))
+
+    first = scheduler.plan(0.0)
+    compute(first)
+    second = scheduler.plan(0.0)
+
+    assert spans(first) == {"decodes": [], "prefills": [(0, 0, 16)]}
+    assert [segment.samples for segment in first.segments] == [False]
+    assert spans(second) == {"decodes": [], "prefills": [(0, 16, 4)]}
+    compute(second)
+    assert spans(scheduler.plan(0.0)) == {"decodes": [(0, 20, 1)], "prefills": []}
+
+
+def test_a_prompt_beside_decodes_is_computed_in_small_chunks_and_delays_nobody(prompt) -> None:
+    scheduler = scheduler_of(chunk=6, idle_chunk=16)
+    scheduler.submit(prompt(0, 3))
+    compute(scheduler.plan(0.0))
+    scheduler.submit(prompt(1, 14))
+
+    plans = []
+    for _ in range(4):
+        plan = scheduler.plan(0.0)
+        plans.append(spans(plan))
+        compute(plan)
+
+    assert plans == [
+        {"decodes": [(0, 3, 1)], "prefills": [(1, 0, 6)]},
+        {"decodes": [(0, 4, 1)], "prefills": [(1, 6, 6)]},
+        {"decodes": [(0, 5, 1)], "prefills": [(1, 12, 2)]},
+        {"decodes": [(0, 6, 1), (1, 14, 1)], "prefills": []},
+    ]
+
+
+def test_prompts_share_the_budget_of_a_step_oldest_first(prompt) -> None:
+    scheduler = scheduler_of(slots=4, idle_chunk=16)
+    for n, length in enumerate((5, 9, 7, 3)):
+        scheduler.submit(prompt(n, length))
+
+    assert spans(scheduler.plan(0.0))["prefills"] == [(0, 0, 5), (1, 0, 9), (2, 0, 2)]
+
+
+def test_only_the_last_chunk_of_a_prompt_samples(prompt) -> None:
+    scheduler = scheduler_of(idle_chunk=4)
+    scheduler.submit(prompt(0, 8))
+
+    first = scheduler.plan(0.0)
+    assert [segment.samples for segment in first.segments] == [False]
+    compute(first)
+    assert [segment.samples for segment in scheduler.plan(0.0).segments] == [True]
+
+
+def test_a_request_takes_blocks_as_it_grows_and_reserves_all_it_can_need(prompt) -> None:
+    scheduler = scheduler_of(blocks=8, idle_chunk=16)
+    request = prompt(0, 6, new=8)  # 13 places: the last token is never fed back
+    scheduler.submit(request)
+
+    compute(scheduler.plan(0.0))
+
+    assert request.blocks == [0, 1]
+    assert request.reserved_blocks == 4
+    assert scheduler.kv_cache_usage_ratio == 0.5
+    for expected in (2, 2, 3, 3, 3, 3, 4):
+        compute(scheduler.plan(0.0))
+        assert len(request.blocks) == expected
+    assert request.num_completion_tokens == 8
+
+
+def test_a_request_that_does_not_fit_waits_and_is_not_overtaken(prompt) -> None:
+    scheduler = scheduler_of(slots=4, blocks=8)
+    big, bigger, small = prompt(0, 17, new=8), prompt(1, 25, new=8), prompt(2, 1, new=1)
+    for request in (big, bigger, small):
+        scheduler.submit(request)
+
+    scheduler.plan(0.0)
+    assert scheduler.running == (big,)
+    assert scheduler.waiting == 2
+
+    scheduler.remove(big)
+    scheduler.plan(0.0)
+    assert scheduler.running == (bigger,)
+    assert scheduler.kv_cache_usage_ratio == 1.0
+
+    scheduler.remove(bigger)
+    scheduler.plan(0.0)
+    assert scheduler.running == (small,)
+
+
+def test_a_full_queue_refuses_and_says_how_many_wait(prompt) -> None:
+    scheduler = scheduler_of(slots=1, waiting=2)
+    for n in range(3):  # one of them will not have to wait
+        scheduler.submit(prompt(n, 3))
+
+    with pytest.raises(QueueFull) as refusal:
+        scheduler.submit(prompt(3, 3))
+    assert refusal.value.facts == {"waiting": 3}
+
+    scheduler.plan(0.0)
+    assert scheduler.waiting == 2
+    with pytest.raises(QueueFull):
+        scheduler.submit(prompt(4, 3))
+
+
+def test_a_queue_of_no_places_still_runs_who_finds_a_slot(prompt) -> None:
+    scheduler = scheduler_of(slots=2, waiting=0)
+    scheduler.submit(prompt(0, 3))
+    scheduler.submit(prompt(1, 3))
+
+    with pytest.raises(QueueFull):
+        scheduler.submit(prompt(2, 3))
+    assert scheduler.plan(0.0) is not None
+    assert len(scheduler.running) == 2
+
+
+def test_cancelling_who_waits_leaves_the_others_in_order(prompt) -> None:
+    scheduler = scheduler_of(slots=1)
+    first, second, third = (prompt(n, 3) for n in range(3))
+    for request in (first, second, third):
+        scheduler.submit(request)
+    scheduler.plan(0.0)
+
+    scheduler.remove(second)
+    scheduler.remove(first)
+    scheduler.plan(0.0)
+
+    assert scheduler.running == (third,)
+    assert scheduler.waiting == 0
+
+
+def test_cancelling_who_runs_gives_slot_and_blocks_back_at_once(prompt) -> None:
+    scheduler = scheduler_of(slots=1, blocks=4)
+    request, successor = prompt(0, 8, new=8), prompt(1, 8, new=8)
+    scheduler.submit(request)
+    compute(scheduler.plan(0.0))
+    slot = request.slot
+
+    scheduler.remove(request)
+
+    assert scheduler.is_idle
+    assert (request.slot, request.blocks, request.reserved_blocks) == (None, [], 0)
+    assert scheduler.kv_cache_usage_ratio == 0.0
+    scheduler.submit(successor)
+    scheduler.plan(0.0)
+    assert (successor.slot, successor.blocks) == (slot, [0, 1])
+
+
+def test_without_a_pool_only_slots_limit(prompt) -> None:
+    scheduler = scheduler_of(slots=1, blocks=None, idle_chunk=1000)
+    scheduler.submit(prompt(0, 900, new=10_000))
+
+    assert spans(scheduler.plan(0.0))["prefills"] == [(0, 0, 900)]
+    assert scheduler.kv_cache_usage_ratio == 0.0
+    scheduler.remove(scheduler.running[0])
+    assert scheduler.is_idle
