@@ -48,10 +48,15 @@ class ModelSwap:
         Raises:
             ModelUnavailable: it cannot be had, does not fit, or could not be loaded; a note says what serves.
         """
-        profile = await self._models.profile(key.ref)
-        self._admission.require(self._report(profile, key, self._making_room_for(key, replaced)), profile)
-        operation.stage = ModelState.DOWNLOADING
-        path = await self._models.fetch(key.ref)
+        try:
+            profile = await self._models.profile(key.ref)
+            self._admission.require(self._report(profile, key, self._making_room_for(key, replaced)), profile)
+            operation.stage = ModelState.DOWNLOADING
+            path = await self._models.fetch(key.ref)
+        except InferapiError as error:
+            for resident in self._residents:
+                error.add_note(f"Model {resident.key.ref} is still serving.")
+            raise
         victims = self._making_room_for(key, replaced)
         await self.remove(victims)
         operation.stage = ModelState.LOADING

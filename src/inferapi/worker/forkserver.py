@@ -73,8 +73,11 @@ class ForkServer:
                     self._bury()
                 if self._control in ready and not self._obey():
                     break
+        signal.set_wakeup_fd(-1)
         for pid in self._pids.values():
             os.kill(pid, signal.SIGKILL)
+        for pid in self._pids.values():
+            os.waitpid(pid, 0)  # when this process ends, their memory is back
 
     def _obey(self) -> bool:
         packet, descriptors, _, _ = socket.recv_fds(self._control, _PACKET_BYTES, 1)

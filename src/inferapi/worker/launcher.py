@@ -56,7 +56,8 @@ class ForkServerLauncher:
         )
         theirs.close()
         self._control = ours
-        self._listening = asyncio.create_task(self._listen(ours), name="fork server")
+        self._exited = {}  # of this fork server: the workers of an earlier one ended with it
+        self._listening = asyncio.create_task(self._listen(ours, self._exited), name="fork server")
 
     async def launch(self, spec: EngineSpec) -> TextEngine:
         """See ``EngineLauncher``."""
@@ -70,6 +71,7 @@ class ForkServerLauncher:
                 socket.send_fds(self._control, [encode(Fork(worker_id))], [theirs.fileno()])
         except OSError as error:
             ours.close()
+            del self._exited[worker_id]
             raise ModelLoadFailed(model=spec.model, problem="the fork server is gone; it starts again") from error
         ours.setblocking(False)
         connection = WorkerConnection(*await asyncio.open_connection(sock=ours))
@@ -101,19 +103,19 @@ class ForkServerLauncher:
         except subprocess.TimeoutExpired:  # still importing: it looks at nothing yet
             process.kill()
             process.wait()
+        _all_ended(self._exited)
 
-    async def _listen(self, control: socket.socket) -> None:
+    async def _listen(self, control: socket.socket, workers: dict[int, asyncio.Event]) -> None:
         event_loop = asyncio.get_running_loop()
         decoder = msgspec.msgpack.Decoder(FromForkServer)
         with suppress(ConnectionError):
             while packet := await event_loop.sock_recv(control, _PACKET_BYTES):
                 exited: Exited = decoder.decode(packet)
                 log.info("worker %d ended with status %d", exited.worker_id, exited.status)
-                self._exited.pop(exited.worker_id).set()
+                if exited.worker_id in workers:
+                    workers.pop(exited.worker_id).set()
         log.error("the fork server ended; its workers with it")
-        for event in self._exited.values():
-            event.set()
-        self._exited.clear()
+        _all_ended(workers)
 
     async def _end(self, worker_id: int, grace_s: float) -> None:
         """Wait for a worker that was told to end, then kill it, then wait until its parent has buried it."""
@@ -127,6 +129,12 @@ class ForkServerLauncher:
                 with suppress(OSError):  # the fork server is gone, and its workers with it: _listen says so
                     self._control.send(encode(Kill(worker_id)))
             await exited.wait()
+
+
+def _all_ended(workers: dict[int, asyncio.Event]) -> None:
+    for event in workers.values():
+        event.set()
+    workers.clear()
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
