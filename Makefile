@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+COVERAGE := 85
 DEMO_MODEL := HuggingFaceTB/SmolLM2-135M-Instruct
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -37,7 +38,7 @@ run: setup model ## Serve the demo model on port 8000 (INFERAPI_* settings apply
 
 .PHONY: test
 test: setup model ## Run all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(coverage),--cov --cov-report=term-missing:skip-covered --cov-fail-under=$(coverage))
 
 .PHONY: unit
 unit: setup ## Run the unit tests: seconds, no model.
@@ -51,8 +52,8 @@ lint: setup ## Format check, lint, types, import contracts.
 	$(BIN)/lint-imports
 
 .PHONY: check
-check: lint model ## Everything that must be green before a commit: lint and tests with coverage.
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=85
+check: lint ## Everything that must be green before a commit: lint, types, contracts, tests, coverage.
+	$(MAKE) test coverage=$(COVERAGE)
 
 .PHONY: bench
 bench: setup model ## Measure throughput, load time and health latency on this machine.

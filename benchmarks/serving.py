@@ -1,6 +1,6 @@
 """Measure one server on this machine: throughput by concurrency, load time, health latency under load.
 
-    python benchmarks/serving.py [--write docs/benchmarks/serving.md]
+    python benchmarks/serving.py [--neighbours 1] [--write docs/benchmarks/serving.md]
 
 Starts a server of its own on a free loopback port, asks it over HTTP, and ends it. Bounded in requests and time.
 """
@@ -157,20 +157,26 @@ def main() -> None:
     """Run the server, measure, print, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, help="also write the report into this Markdown file")
+    parser.add_argument("--neighbours", type=int, default=0, help="busy processes that want the same cores")
     arguments = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = start_server(port, Path(f"/tmp/inferapi-benchmark-{port}.log"))  # noqa: S108 - a log of this run
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(arguments.neighbours)]
     try:
         lines = asyncio.run(measure(port))
     finally:
+        for process in busy:
+            process.kill()
         server.send_signal(signal.SIGTERM)
         server.wait(60)
     print("\n".join(lines))
     if arguments.write:
-        command = f"    make bench   # python benchmarks/serving.py --write {arguments.write}"
-        head = ["# Serving, measured", "", "Made by:", "", command, ""]
+        options = f"--neighbours {arguments.neighbours} " if arguments.neighbours else ""
+        command = f"    python benchmarks/serving.py {options}--write {arguments.write}"
+        beside = f", beside {arguments.neighbours} busy process" if arguments.neighbours else ""
+        head = [f"# Serving, measured{beside}", "", "Made by:", "", command, ""]
         arguments.write.write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
 
 

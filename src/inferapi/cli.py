@@ -18,6 +18,9 @@ from inferapi.domain.errors import InferapiError
 from inferapi.main import create
 from inferapi.settings import Settings
 
+# Longer than clients and proxies keep an idle connection (httpx 5 s, nginx 60 s): whoever closes first must not be
+# the one that may be sent a request at the same moment.
+_KEEP_ALIVE_S = 75
 _LAST_WORDS_S = 2  # for responses to leave once their work has ended
 _SIGNAL_POLL_S = 0.1  # uvicorn's own: a signal handler may only set a flag
 
@@ -70,6 +73,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
     DrainingServer(config, application.state.drain).run()

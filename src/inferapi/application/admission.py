@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 
 from inferapi.application import memory_fit
@@ -27,7 +27,9 @@ class Admission:
         """
         if not any(fnmatchcase(ref.name, pattern) for pattern in self._policy.allowed_models):
             raise ModelNotAllowed(model=str(ref))
-        return ModelKey(ref, options or self._policy.default_options)
+        options = options or self._policy.default_options
+        dtype = memory_fit.target_dtype(options, self.device())  # so that "auto" and what it stands for are the same
+        return ModelKey(ref, replace(options, dtype=dtype))
 
     def device(self) -> Device:
         """Where models live, and how full it is now."""
