@@ -53,7 +53,8 @@ def serve(
         application = create(settings)
     except ValidationError as error:
         for entry in error.errors():
-            typer.echo(f"INFERAPI_{'_'.join(map(str, entry['loc'])).upper()}: {entry['msg']}", err=True)
+            name = "_".join(map(str, entry["loc"])).upper()
+            typer.echo(f"INFERAPI_{name}: {entry['msg'].removeprefix('Value error, ')}", err=True)
         raise typer.Exit(2) from error
     except (NoGpuError, InferapiError, SettingsError) as error:
         typer.echo(str(error), err=True)

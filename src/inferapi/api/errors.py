@@ -131,7 +131,7 @@ def _told(entry: dict[str, Any]) -> str:
     """What is wrong and where, without what was sent."""
     path = [str(part) for part in entry["loc"] if part != "body"]
     where = ".".join(part if _FIELD.fullmatch(part) else "…" for part in path) or "body"
-    return f"{where}: {entry['msg']}"
+    return f"{where}: {entry['msg'].removeprefix('Value error, ')}"
 
 
 def _details(status: int, code: str, detail: str) -> dict[str, Any]:
