@@ -146,7 +146,8 @@ def test_readiness_waits_for_the_preload_and_a_stop_lets_the_running_stream_fini
     tree = server.tree()
     with server.stream(max_new_tokens=80, ignore_eos=True, details=True) as received:
         first = next(received)
-        server.process.terminate()
+        for process in (*tree, server.process):  # as supervisors do: to every process there is
+            process.terminate()
         with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as probe:
             until(lambda: probe.get("/health/ready").json() == {"status": "draining"})
             assert probe.get("/health/ready").status_code == 503

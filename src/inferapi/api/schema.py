@@ -44,7 +44,7 @@ class SamplingBody(Body):
     temperature: float | None = Field(
         None, ge=0, le=100, description="0 is greedy. Without one: 0.7, unless the server was set otherwise."
     )
-    repetition_penalty: float = Field(1.1, gt=0, le=10)
+    repetition_penalty: float = Field(1.1, ge=0.01, le=10)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=MAX_TOKEN_COUNT, description="0 keeps all tokens.")
     min_p: float = Field(0.0, ge=0, le=1)

@@ -36,7 +36,13 @@ class Admission:
         return self._probe.device()
 
     def report(
-        self, profile: ModelProfile, options: LoadOptions, *, resident_bytes: int, reclaimable_bytes: int
+        self,
+        profile: ModelProfile,
+        options: LoadOptions,
+        *,
+        resident_bytes: int,
+        reclaimable_bytes: int,
+        unwritten_bytes: int,
     ) -> FitReport:
         """What the model needs against what there is once ``reclaimable_bytes`` are given back."""
         device = self.device()
@@ -45,6 +51,7 @@ class Admission:
             budget_bytes=self._policy.memory_budget_bytes,
             resident_bytes=resident_bytes,
             reclaimable_bytes=reclaimable_bytes,
+            unwritten_bytes=unwritten_bytes,
         )
         return memory_fit.fit(profile, options, device, room, max_batch=self._policy.max_batch)
 
@@ -71,6 +78,7 @@ class Admission:
             kv_cache_tokens=report.kv_cache_tokens,
             max_batch=self._policy.max_batch,
             max_queue=self._policy.max_queue,
+            promised_bytes=report.needed_bytes,
             threads=self._policy.threads,
         )
 

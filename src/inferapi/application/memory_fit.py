@@ -44,20 +44,23 @@ def target_dtype(options: LoadOptions, device: Device) -> str:
     return "bfloat16" if device.supports_bfloat16 else "float32"
 
 
-def room_for(device: Device, *, budget_bytes: int | None, resident_bytes: int, reclaimable_bytes: int) -> Room:
+def room_for(
+    device: Device, *, budget_bytes: int | None, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int = 0
+) -> Room:
     """What a new model may use.
 
     Args:
         device: what the probe reports.
         budget_bytes: the operator's ceiling on all models together, if any.
         resident_bytes: memory of the models that are loaded.
+        unwritten_bytes: what the models that stay were promised and have not taken yet.
         reclaimable_bytes: the part of it that unloading would give back.
     """
     reserve = max(_RESERVE_FLOOR_BYTES, int(_RESERVE_SHARE * device.total_bytes))
-    total, available = device.total_bytes - reserve, device.free_bytes + reclaimable_bytes - reserve
+    total, available = device.total_bytes - reserve, device.free_bytes + reclaimable_bytes - unwritten_bytes - reserve
     if budget_bytes is not None:
         total = min(total, budget_bytes)
-        available = min(available, budget_bytes - resident_bytes + reclaimable_bytes)
+        available = min(available, budget_bytes - resident_bytes + reclaimable_bytes - unwritten_bytes)
     return Room(total, max(min(available, total), 0), reserve)
 
 

@@ -43,6 +43,7 @@ class Operations:
         self._clock = clock
         self._ended = ended
         self.current: Operation | None = None
+        self._closed = False
 
     def begin(self, name: str, key: ModelKey, work: Work, *, implicit: bool = False) -> Operation:
         """Start one; the caller has seen that none is running."""
@@ -61,6 +62,8 @@ class Operations:
         """
         while self.current is not None and self.current.implicit:
             await asyncio.wait({self.current.task})
+        if self._closed:
+            raise ShuttingDown
         operation = self.current
         if operation is None:
             operation = self.begin(name, key, work)
@@ -91,7 +94,8 @@ class Operations:
             raise error
 
     async def aclose(self) -> None:
-        """End the running one, wherever it is."""
+        """End the running one, wherever it is, and let nobody join another."""
+        self._closed = True
         if self.current is not None:
             task = self.current.task
             task.cancel()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferapi.application.policy import NEVER_S, ModelKey
-from inferapi.domain.model import EngineSpec, ModelState, ModelStatus
+from inferapi.domain.model import DeviceKind, EngineSpec, ModelState, ModelStatus
 from inferapi.domain.ports import Clock, TextEngine
 
 
@@ -118,6 +118,15 @@ class Residents:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+def unwritten_bytes(residents: Iterable[Resident]) -> int:
+    """What they may still grow by: on a CPU the KV cache takes memory only once it is written."""
+    return sum(
+        max(resident.spec.promised_bytes - resident.engine.facts.memory_bytes, 0)
+        for resident in residents
+        if resident.spec.device is DeviceKind.CPU
+    )
 
 
 def memory_bytes(residents: Iterable[Resident]) -> int:

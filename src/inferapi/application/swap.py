@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from inferapi.application.admission import Admission, ran_out_of_memory
 from inferapi.application.operations import Operation
 from inferapi.application.policy import LifecyclePolicy, ModelKey
-from inferapi.application.residents import Resident, Residents, memory_bytes
+from inferapi.application.residents import Resident, Residents, memory_bytes, unwritten_bytes
 from inferapi.domain.errors import InferapiError, OutOfMemory
 from inferapi.domain.model import EngineFacts, EngineSpec, FitReport, ModelProfile, ModelState
 from inferapi.domain.ports import EngineLauncher, ModelRepository
@@ -67,7 +67,7 @@ class ModelSwap:
                 resident = await self._launch(key, self._admission.spec(key, path, report))
             except OutOfMemory as error:
                 raise ran_out_of_memory(report) from error
-        except InferapiError as error:
+        except Exception as error:  # whatever it was, who served before must serve again
             await self._restore(victims, error)
             raise
         _log_loaded(resident.engine.facts)
@@ -96,12 +96,12 @@ class ModelSwap:
         watcher.add_done_callback(self._watchers.discard)
         return resident
 
-    async def _restore(self, victims: Sequence[Resident], error: InferapiError) -> None:
+    async def _restore(self, victims: Sequence[Resident], error: Exception) -> None:
         """Bring back what had to make room for a load that failed, and note on the error how that went."""
         for victim in victims:
             try:
                 await self._launch(victim.key, victim.spec)
-            except InferapiError:
+            except Exception:
                 log.exception("%s could not be brought back", victim.key.ref)
                 error.add_note(f"Model {victim.key.ref} could not be brought back; the next request tries again.")
             else:
@@ -122,6 +122,7 @@ class ModelSwap:
             key.options,
             resident_bytes=memory_bytes(self._residents),
             reclaimable_bytes=memory_bytes(victims),
+            unwritten_bytes=unwritten_bytes(resident for resident in self._residents if resident not in victims),
         )
 
 

@@ -155,7 +155,10 @@ class FitReport:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Everything a worker process must know to load a model: all decided before it starts."""
+    """Everything a worker process must know to load a model: all decided before it starts.
+
+    ``promised_bytes`` is what it may grow to, by the estimate that admitted it.
+    """
 
     model: str
     path: str
@@ -165,6 +168,7 @@ class EngineSpec:
     kv_cache_tokens: int
     max_batch: int
     max_queue: int
+    promised_bytes: int = 0
     threads: int | None = None
 
 

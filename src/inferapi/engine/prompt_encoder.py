@@ -64,21 +64,29 @@ class PromptEncoder:
             ContextWindowExceeded: with ``max_new_tokens``, it does not fit the context window.
             InvalidRequest: the model's chat template refuses the messages, or there is nothing to encode.
         """
-        dropped = 0
-        while True:
+        room = self._context_window_tokens - sampling.max_new_tokens
+        tokens = self._encode_once(prompt, 0)
+        if not tokens:
+            raise InvalidRequest(problem="The prompt is empty for this model's tokenizer.")
+        if len(tokens) <= room:
+            return tokens, 0
+        # Fewer turns are fewer tokens: halve, for a long history is long to encode.
+        fitting: tuple[list[int], int] | None = None
+        fewest, most = 1, (len(prompt.messages) - 2) // 2 if prompt.drop_oldest_turns else 0
+        while fewest <= most:
+            dropped = (fewest + most) // 2
             tokens = self._encode_once(prompt, dropped)
-            if not tokens:
-                raise InvalidRequest(problem="The prompt is empty for this model's tokenizer.")
-            if len(tokens) + sampling.max_new_tokens <= self._context_window_tokens:
-                return tokens, dropped
-            droppable = (len(prompt.messages) - 2) // 2 if prompt.drop_oldest_turns else 0
-            if dropped >= droppable:
-                raise ContextWindowExceeded(
-                    prompt_tokens=len(tokens),
-                    max_new_tokens=sampling.max_new_tokens,
-                    context_window_tokens=self._context_window_tokens,
-                )
-            dropped += 1
+            if len(tokens) <= room:
+                fitting, most = (tokens, dropped), dropped - 1
+            else:
+                fewest = dropped + 1
+        if fitting is None:
+            raise ContextWindowExceeded(
+                prompt_tokens=len(tokens),
+                max_new_tokens=sampling.max_new_tokens,
+                context_window_tokens=self._context_window_tokens,
+            )
+        return fitting
 
     def _encode_once(self, prompt: Prompt, dropped_turns: int) -> list[int]:
         if prompt.text is not None:
@@ -132,7 +140,8 @@ class PromptEncoder:
             pieces.append(text[start : found.start() + 1])
             start = found.start() + 1
         pieces.append(text[start:])
-        return self._checked([token for piece in pieces for token in self._encode_text(piece)], allowed=0)
+        encoded = self._tokenizer([piece for piece in pieces if piece] or [""], add_special_tokens=False)["input_ids"]
+        return self._checked([token for tokens in encoded for token in tokens], allowed=0)
 
     def _checked(self, tokens: list[int], *, allowed: int) -> list[int]:
         """The tokens, unless more of them are control than may be: a normalizer can make them of other characters."""

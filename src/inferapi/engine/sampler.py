@@ -17,6 +17,7 @@ import torch
 from inferapi.engine.request import Request
 
 _CANDIDATES = 512
+_GREEDY_BELOW = 1e-5  # a division by less overflows; the likeliest token is what is meant
 
 
 class Sampler:
@@ -57,7 +58,7 @@ _Choose = Callable[[torch.Tensor, Sequence[Request]], list[int]]
 
 def _way(request: Request) -> _Choose:
     sampling = request.sampling
-    if sampling.temperature <= 0:
+    if sampling.temperature < _GREEDY_BELOW:
         return _choose_likeliest
     if sampling.top_k == 0 and sampling.top_p >= 1 and sampling.min_p <= 0:
         return _choose_from_all
@@ -136,4 +137,5 @@ def _invert(cumulative: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     positions = torch.searchsorted(cumulative, draws[:, None].to(cumulative.dtype) * total, right=True)
     # Rounding may put a draw of almost 1 at the total itself: then it is the first position that reaches it.
     last = torch.searchsorted(cumulative, total)
-    return torch.minimum(positions, last)[:, 0]
+    # NaN compares with nothing: whatever the model computed, a position is one of the row.
+    return torch.minimum(positions, last).clamp_(max=cumulative.shape[-1] - 1)[:, 0]

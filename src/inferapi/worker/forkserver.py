@@ -85,7 +85,13 @@ class ForkServer:
             return False
         message = self._decoder.decode(packet)
         if isinstance(message, Fork):
-            self._fork(message.worker_id, descriptors[0])
+            try:
+                self._fork(message.worker_id, descriptors[0])
+            except (OSError, IndexError):  # no process, or no descriptor, to be had; those that live go on
+                log.exception("no worker could be forked")
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                self._control.send(encode(Exited(message.worker_id, 1)))
         elif isinstance(message, Kill) and message.worker_id in self._pids:
             os.kill(self._pids[message.worker_id], signal.SIGKILL)
         return True
@@ -126,7 +132,10 @@ def main() -> None:
     """Preload, then serve. Arguments: the control socket's descriptor, the log level, ``text`` or ``json``."""
     die_with_parent()
     configure_logging(sys.argv[2], as_text=sys.argv[3] == "text")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API process's business
+    # Ctrl-C and SIGTERM are the API process's business, which drains first: terminals and supervisors send them
+    # to every process. Workers inherit this; they end with their socket, or are killed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     for module in PRELOAD:
         importlib.import_module(module)

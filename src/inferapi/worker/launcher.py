@@ -61,8 +61,11 @@ class ForkServerLauncher:
 
     async def launch(self, spec: EngineSpec) -> TextEngine:
         """See ``EngineLauncher``."""
-        await self.start()
-        ours, theirs = socket.socketpair()
+        try:
+            await self.start()
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise ModelLoadFailed(model=spec.model, problem="no process could be started") from error
         worker_id = next(self._ids)
         self._exited[worker_id] = asyncio.Event()
         assert self._control is not None  # noqa: S101 - start() made it

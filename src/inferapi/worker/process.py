@@ -21,7 +21,7 @@ import msgspec
 import torch
 import transformers
 
-from inferapi.domain.errors import InferapiError, InvalidRequest, ModelLoadFailed, OutOfMemory
+from inferapi.domain.errors import InferapiError, InvalidRequest, ModelLoadFailed, OutOfMemory, QueueFull
 from inferapi.domain.generation import Chunk
 from inferapi.engine.loop import Output, is_out_of_memory
 from inferapi.engine.model_loader import LoadedModel, load_model
@@ -70,7 +70,8 @@ class Connection:
 class Worker:
     """Feeds one model's step loop from the socket and the socket from the loop."""
 
-    def __init__(self, model: LoadedModel, connection: Connection) -> None:
+    def __init__(self, model: LoadedModel, connection: Connection, most_encoding: int) -> None:
+        self._most_encoding = most_encoding
         self._model = model
         self._connection = connection
         self._inbox: queue.SimpleQueue[Request | Output | Cancel | None] = queue.SimpleQueue()
@@ -134,15 +135,23 @@ class Worker:
     def _read(self) -> None:
         while (message := self._connection.receive()) is not None:
             if isinstance(message, Generate):
+                waiting = len(self._encoding)
                 self._encoding.add(message.request_id)
-                self._to_encode.put(message)
+                if waiting < self._most_encoding:
+                    self._to_encode.put(message)
+                else:
+                    self._inbox.put(Output(message.request_id, QueueFull(waiting=waiting)))
             elif isinstance(message, Cancel):
                 self._inbox.put(message)
         self._inbox.put(None)
 
     def _encode(self) -> None:
         while True:
-            self._inbox.put(self._encoded(self._to_encode.get()))
+            message = self._to_encode.get()
+            if message.request_id in self._cancelled:  # nobody waits for it, so nobody else shall
+                self._inbox.put(Output(message.request_id, InvalidRequest(problem="cancelled")))
+            else:
+                self._inbox.put(self._encoded(message))
 
     def _encoded(self, message: Generate) -> Request | Output:
         request, encoder = message.request, self._model.encoder
@@ -150,7 +159,7 @@ class Worker:
             tokens, dropped_turns = encoder.encode(request.prompt, request.sampling)
         except InferapiError as error:
             return Output(message.request_id, error)
-        except Exception:  # one odd prompt must not end the thread that serves all others
+        except BaseException:  # one odd prompt must not end the thread of all; a panic in Rust is no Exception
             log.exception("a prompt could not be encoded")
             return Output(
                 message.request_id, InvalidRequest(problem="The model's tokenizer cannot encode this prompt.")
@@ -189,7 +198,7 @@ def run_worker(sock: socket.socket) -> int:
         gc.collect()
         gc.freeze()  # a model's hundred thousand objects never go; no need to look at them again and again
         connection.send(Loaded(model.facts))
-        Worker(model, connection).run()
+        Worker(model, connection, first.spec.max_batch + first.spec.max_queue).run()
     return 0
 
 

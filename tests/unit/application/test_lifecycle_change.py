@@ -70,6 +70,15 @@ async def test_a_change_that_fails_brings_the_old_model_back_and_says_so(stage):
     assert (await stage.infer()).model == "gpt2"
 
 
+async def test_a_change_that_breaks_in_an_unforeseen_way_brings_the_old_model_back_too(stage):
+    await stage.load()
+    stage.launcher.errors["other"] = [OSError(24, "no descriptors left")]
+    with pytest.raises(OSError, match="no descriptors"):
+        await stage.lifecycle.change(OTHER)
+    assert stage.launcher.live == ["gpt2"]
+    assert (await stage.infer()).model == "gpt2"
+
+
 async def test_a_request_that_waits_for_a_change_that_fails_is_answered_by_the_old_model(stage):
     await stage.load()
     stage.launcher.gate.hold()

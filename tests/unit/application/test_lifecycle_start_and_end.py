@@ -119,6 +119,24 @@ async def test_a_client_whose_load_is_cut_short_by_the_end_is_told_so(stage):
         await loading
 
 
+async def test_a_change_that_waited_for_a_reload_does_not_begin_after_the_end(make_stage):
+    stage = await make_stage(inactivity_threshold_s=1)
+    await stage.load()
+    await stage.clock.advance(2)
+    stage.launcher.gate.hold()
+    request = asyncio.create_task(stage.infer())  # loads it again
+    await settle()
+    changing = asyncio.create_task(stage.lifecycle.change(ModelRef.parse("other")))
+    await settle()
+    await stage.lifecycle.aclose()
+    stage.launcher.gate.open()
+    for task in (request, changing):
+        with pytest.raises(ShuttingDown):
+            await task
+    await settle()
+    assert stage.launcher.live == []
+
+
 async def test_a_request_that_waits_for_a_load_is_told_of_the_end(make_stage):
     stage = await make_stage(preload=GPT2)
     stage.launcher.gate.hold()

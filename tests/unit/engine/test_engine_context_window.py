@@ -25,6 +25,24 @@ def tokenizer(byte_tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+class CountingTokenizer:
+    """A tokenizer that counts how often it renders a conversation."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.renderings = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args, **kwargs):
+        return self._tokenizer(*args, **kwargs)
+
+    def apply_chat_template(self, *args, **kwargs):
+        self.renderings += 1
+        return self._tokenizer.apply_chat_template(*args, **kwargs)
+
+
 def encode(tokenizer, window: int, messages: tuple[Message, ...], new: int, *, drop: bool) -> tuple[str, int]:
     encoder = PromptEncoder(tokenizer, window)
     tokens, dropped = encoder.encode(
@@ -63,6 +81,18 @@ def test_the_oldest_turns_go_whole_and_no_more_than_needed(tokenizer, new: int, 
     expected = text_of(SYSTEM, *TURNS[2 * dropped :], QUESTION)
 
     assert encode(tokenizer, 100, CHAT, new, drop=True) == (expected, dropped)
+
+
+def test_a_long_history_is_not_encoded_anew_for_every_turn_that_goes(tokenizer) -> None:
+    turns = tuple(m for n in range(500) for m in (Message("user", f"u{n:04}"), Message("assistant", f"a{n:04}")))
+    prompt = Prompt(messages=(SYSTEM, *turns, QUESTION), drop_oldest_turns=True)
+    counting = CountingTokenizer(tokenizer)
+
+    tokens, dropped = PromptEncoder(counting, 100).encode(prompt, SamplingParams(max_new_tokens=10))
+
+    assert dropped == 493
+    assert tokenizer.decode(tokens) == text_of(SYSTEM, *turns[2 * 493 :], QUESTION)
+    assert counting.renderings <= 11
 
 
 def test_system_prompt_and_question_are_never_dropped(tokenizer) -> None:

@@ -95,6 +95,22 @@ def test_the_smallest_and_the_largest_draw_name_a_possible_token(drawing, sampli
     assert sample(logits, [drawing(draw, **sampling)])[0] in {40, 41, 42}
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}, {"top_p": 0.9}])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-6])
+def test_a_temperature_of_almost_nothing_is_greedy(drawing, filters: dict, temperature: float) -> None:
+    logits = random_logits(1)
+
+    assert sample(logits, [drawing(0.9, temperature=temperature, **filters)]) == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 0.0}])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_broken_logits_still_give_a_token_of_the_vocabulary(drawing, filters: dict, broken: float) -> None:
+    logits = torch.full((1, VOCABULARY), broken)
+
+    assert 0 <= sample(logits, [drawing(0.9, **filters)])[0] < VOCABULARY
+
+
 def test_a_tiny_top_p_keeps_the_likeliest(drawing) -> None:
     logits = random_logits(1)
 
