@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inferapi.application.policy import NEVER_S, checked_threshold_s
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -29,7 +31,9 @@ class Settings(BaseSettings):
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the machine computes in it, else float32.")
     memory_budget_bytes: PositiveInt | None = Field(None, description="Ceiling on the memory of all models.")
     max_resident_models: PositiveInt = Field(1, description="Models in memory at once.")
-    inactivity_threshold_s: int = Field(300, ge=-1, description="Unload after so long without use; -1 for never.")
+    inactivity_threshold_s: Annotated[int, AfterValidator(checked_threshold_s)] = Field(
+        300, ge=NEVER_S, description="Unload after so long without use; -1 for never."
+    )
     session_store_url: str = Field("memory://", description="Where sessions are kept; so far only memory://.")
     session_ttl_s: PositiveInt = Field(604_800, description="Sessions are forgotten so long after their last use.")
     system_prompt: str = Field("You are a helpful assistant.", description="For new sessions.", max_length=65_536)
@@ -51,13 +55,6 @@ class Settings(BaseSettings):
         if url != "memory://":
             raise ValueError("only memory:// is built yet")
         return url
-
-    @field_validator("inactivity_threshold_s")
-    @classmethod
-    def _threshold(cls, seconds: int) -> int:
-        if seconds == 0:
-            raise ValueError("at least 1, or -1 for never")
-        return seconds
 
     @property
     def is_loopback(self) -> bool:

@@ -113,9 +113,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:
-        # Raised by the framework alone: no such path or method, or a body that it could not read.
         if isinstance(error, ProblemException):
             return problem_response(error.error)
+        # Raised by the framework: no such path or method, or a body that it could not read.
         if error.status_code == HTTPStatus.BAD_REQUEST:
             return problem_response(InvalidJson())
         phrase = HTTPStatus(error.status_code).phrase

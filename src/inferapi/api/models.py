@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from inferapi.api.json_route import JsonRoute
 from inferapi.api.schema import Body
 from inferapi.application.lifecycle import ModelLifecycle
-from inferapi.application.policy import NEVER_S
+from inferapi.application.policy import NEVER_S, checked_threshold_s
 from inferapi.domain.model import EngineFacts, FitReport, LoadOptions, ModelRef, ModelState, ModelStatus
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -53,14 +53,9 @@ class UnloadBody(Body):
 class ThresholdBody(Body):
     """When to unload an idle model."""
 
-    new_threshold: int = Field(ge=NEVER_S, le=10**9, description="Whole seconds, at least 1, or -1 for never.")
-
-    @field_validator("new_threshold")
-    @classmethod
-    def _not_zero(cls, seconds: int) -> int:
-        if seconds == 0:
-            raise ValueError("at least 1, or -1 for never")
-        return seconds
+    new_threshold: Annotated[int, AfterValidator(checked_threshold_s)] = Field(
+        ge=NEVER_S, le=10**9, description="Whole seconds, at least 1, or -1 for never."
+    )
 
 
 class StatusReply(BaseModel):

@@ -54,7 +54,6 @@ class ModelLifecycle:
         self._operations = Operations(clock, self._residents.ring)
         self._current: ModelKey | None = None  # also while it is unloaded: the next request loads it again
         self._reaper: asyncio.Task[None] | None = None
-        self._closing = False
         self._preload = self._admission.key(policy.preload, None) if policy.preload else None
         self._unready: str | None = "loading" if policy.preload else None
 
@@ -75,7 +74,7 @@ class ModelLifecycle:
             ModelUnavailable: it cannot be had or does not fit; what served before still does.
             OperationInProgress: another change is under way.
         """
-        if self._closing:
+        if self._operations.is_closed:
             raise ShuttingDown
         key = self._admission.key(ref, options)
         resident = self._residents.find(key)
@@ -152,7 +151,7 @@ class ModelLifecycle:
 
         No model need be loaded for that; but if one was named at start, then some model must have been.
         """
-        if self._closing:
+        if self._operations.is_closed:
             return "draining"
         return self._unready
 
@@ -175,7 +174,7 @@ class ModelLifecycle:
 
     async def drain(self) -> None:
         """Take no more requests, let those that run finish until the drain deadline, end every engine."""
-        self._closing = True
+        self._operations.close()
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.gather(self._reaper, return_exceptions=True)
@@ -190,8 +189,6 @@ class ModelLifecycle:
     # Operations
 
     async def _change(self, name: str, key: ModelKey, replaced: ModelKey | None) -> EngineFacts:
-        if self._closing:
-            raise ShuttingDown
         facts: EngineFacts = await self._operations.join(name, key, partial(self._load, key, replaced=replaced))
         return facts
 
@@ -226,7 +223,7 @@ class ModelLifecycle:
     async def _acquire(self) -> Resident:
         deadline_s = self._clock.monotonic_s() + self._policy.load_wait_s
         while True:
-            if self._closing:
+            if self._operations.is_closed:
                 raise ShuttingDown
             resident = self._residents.find(self._current)
             if resident is not None and resident.is_ready:

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from inferapi.domain.model import Device, DeviceKind, FitReport, LoadOptions, ModelProfile
+from inferapi.domain.model import (
+    KV_BLOCK_TOKENS,
+    PREFILL_CHUNK_TOKENS,
+    Device,
+    DeviceKind,
+    FitReport,
+    LoadOptions,
+    ModelProfile,
+)
 
 BYTES_BY_DTYPE = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 _MIB = 1024**2
-_BLOCK_TOKENS = 64  # the cache is handed out in blocks of this size
 _LONG_CONTEXT_TOKENS = 8192  # one request may always be this long, if its model can
 _TYPICAL_REQUEST_TOKENS = 1024  # and so long are all of a full batch together, on average
 _SHORTEST_CONTEXT_TOKENS = 2048  # below this a model is not worth loading
 _STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8}
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_CHUNK_TOKENS = {DeviceKind.CPU: 512, DeviceKind.CUDA: 2048}
 _WORKING_FLOOR_BYTES = {DeviceKind.CPU: 96 * _MIB, DeviceKind.CUDA: 512 * _MIB}
 _RESERVE_FLOOR_BYTES = 512 * _MIB
 _RESERVE_SHARE = 0.03
@@ -88,10 +94,10 @@ def fit(profile: ModelProfile, options: LoadOptions, device: Device, room: Room,
     )
     spare = room.available_bytes - report.needed_bytes
     per_token = kv_bytes_per_token(profile, dtype)
-    blocks, least_blocks = (-(-tokens // _BLOCK_TOKENS) for tokens in (most, least))
-    if per_token and blocks * _BLOCK_TOKENS * per_token > spare:
-        blocks = max(least_blocks, spare // (per_token * _BLOCK_TOKENS))
-    tokens = blocks * _BLOCK_TOKENS
+    blocks, least_blocks = (-(-tokens // KV_BLOCK_TOKENS) for tokens in (most, least))
+    if per_token and blocks * KV_BLOCK_TOKENS * per_token > spare:
+        blocks = max(least_blocks, spare // (per_token * KV_BLOCK_TOKENS))
+    tokens = blocks * KV_BLOCK_TOKENS
     return replace(report, kv_cache_tokens=tokens, kv_cache_bytes=tokens * per_token)
 
 
@@ -113,7 +119,9 @@ def kv_bytes_per_token(profile: ModelProfile, dtype: str) -> int:
 
 def working_bytes(profile: ModelProfile, dtype: str, device: DeviceKind, *, max_batch: int) -> int:
     """What a step needs beside weights and cache: activations of a chunk, logits and their copies."""
-    chunk = _CHUNK_TOKENS[device] * (4 * profile.hidden_size + 3 * profile.intermediate_size) * BYTES_BY_DTYPE[dtype]
+    chunk = (
+        PREFILL_CHUNK_TOKENS[device] * (4 * profile.hidden_size + 3 * profile.intermediate_size) * BYTES_BY_DTYPE[dtype]
+    )
     logits = 4 * max_batch * profile.vocab_size * 4  # float32: scaled, softmax, cumulative
     # On the CPU the output layer is packed, also where it is tied to the embedding: a copy of it.
     packed = profile.vocab_size * profile.hidden_size * BYTES_BY_DTYPE[dtype] if device is DeviceKind.CPU else 0

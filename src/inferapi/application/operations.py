@@ -43,7 +43,7 @@ class Operations:
         self._clock = clock
         self._ended = ended
         self.current: Operation | None = None
-        self._closed = False
+        self.is_closed = False
 
     def begin(self, name: str, key: ModelKey, work: Work, *, implicit: bool = False) -> Operation:
         """Start one; the caller has seen that none is running."""
@@ -58,11 +58,11 @@ class Operations:
 
         Raises:
             OperationInProgress: another one runs.
-            ShuttingDown: the server ended it.
+            ShuttingDown: the server ends.
         """
         while self.current is not None and self.current.implicit:
             await asyncio.wait({self.current.task})
-        if self._closed:
+        if self.is_closed:
             raise ShuttingDown
         operation = self.current
         if operation is None:
@@ -93,9 +93,13 @@ class Operations:
         if operation.implicit and not operation.task.cancelled() and (error := operation.task.exception()):
             raise error
 
+    def close(self) -> None:
+        """Let nobody begin another."""
+        self.is_closed = True
+
     async def aclose(self) -> None:
-        """End the running one, wherever it is, and let nobody join another."""
-        self._closed = True
+        """End the running one, wherever it is."""
+        self.close()
         if self.current is not None:
             task = self.current.task
             task.cancel()

@@ -10,6 +10,17 @@ NEVER_S = -1
 """An inactivity threshold that never comes."""
 
 
+def checked_threshold_s(threshold_s: int) -> int:
+    """A threshold as it may be given: whole seconds from 1, or ``NEVER_S``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if threshold_s < 1 and threshold_s != NEVER_S:
+        raise ValueError("at least 1, or -1 for never")
+    return threshold_s
+
+
 @dataclass(frozen=True, slots=True)
 class LifecyclePolicy:
     """The operator's limits.

@@ -100,6 +100,13 @@ class DeviceKind(StrEnum):
     CPU = "cpu"
 
 
+KV_BLOCK_TOKENS = 64
+"""The KV cache is handed out in blocks of so many tokens."""
+
+PREFILL_CHUNK_TOKENS = {DeviceKind.CPU: 512, DeviceKind.CUDA: 2048}
+"""The most prompt tokens that one step computes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """Memory that models may use, and what the processor there is good at.

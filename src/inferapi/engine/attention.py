@@ -43,8 +43,6 @@ class PagedAttention:
         self._steps: dict[torch.device, StepLayout] = {}
         self._plan: Plan | None = None
 
-    block_tokens = BLOCK_TOKENS
-
     def begin(self, plan: Plan) -> None:
         """Say what the next forward pass computes."""
         self._plan = plan

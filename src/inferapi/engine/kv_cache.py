@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from inferapi.domain.model import LayerShape
+from inferapi.domain.model import KV_BLOCK_TOKENS, LayerShape
 
-BLOCK_TOKENS = 64
+BLOCK_TOKENS = KV_BLOCK_TOKENS
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

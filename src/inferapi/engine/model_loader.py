@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from inferapi.domain.errors import ModelInvalid
-from inferapi.domain.model import DeviceKind, EngineFacts, EngineSpec
+from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec
 from inferapi.engine.block_pool import BlockPool
 from inferapi.engine.kv_cache import BLOCK_TOKENS
 from inferapi.engine.loop import EngineLoop, is_out_of_memory
@@ -28,9 +28,8 @@ from inferapi.engine.sequential_runner import SequentialRunner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CHUNK_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
+_CHUNK_BESIDE_DECODES_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
 _LARGE_BYTES = 2 * 1000**3
-_IDLE_CHUNK_TOKENS = {DeviceKind.CPU: 512, DeviceKind.CUDA: 2048}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,8 @@ def _load(spec: EngineSpec) -> LoadedModel:
     scheduler = Scheduler(
         max_slots=spec.max_batch if pool else 1,
         max_waiting=spec.max_queue,
-        chunk_tokens=_CHUNK_TOKENS[spec.device] if pool else context_window,
-        idle_chunk_tokens=_IDLE_CHUNK_TOKENS[spec.device] if pool else context_window,
+        chunk_tokens=_CHUNK_BESIDE_DECODES_TOKENS[spec.device] if pool else context_window,
+        idle_chunk_tokens=PREFILL_CHUNK_TOKENS[spec.device] if pool else context_window,
         pool=pool,
     )
     decode = _decoder(tokenizer)

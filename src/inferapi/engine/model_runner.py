@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from inferapi.engine.attention import PagedAttention
-from inferapi.engine.kv_cache import KvCache
+from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
 from inferapi.engine.request import Request
 from inferapi.engine.scheduler import Plan
 
@@ -51,7 +51,7 @@ class BatchedRunner:
             positions += range(segment.start, end)
             if segment.samples:
                 last.append(len(tokens) - 1)
-            fresh += _blocks_begun(segment.request.blocks, segment.start, end, self._attention.block_tokens)
+            fresh += _blocks_begun(segment.request.blocks, segment.start, end)
         self._cache.clean(fresh)
         self._attention.begin(plan)
         output = self._model(
@@ -68,6 +68,6 @@ class BatchedRunner:
         """Nothing to do: the scheduler gives the blocks back."""
 
 
-def _blocks_begun(blocks: Sequence[int], start: int, end: int, block_tokens: int) -> Sequence[int]:
+def _blocks_begun(blocks: Sequence[int], start: int, end: int) -> Sequence[int]:
     """Blocks whose first token is in ``start..end``."""
-    return blocks[-(-start // block_tokens) : -(-end // block_tokens)]
+    return blocks[-(-start // BLOCK_TOKENS) : -(-end // BLOCK_TOKENS)]

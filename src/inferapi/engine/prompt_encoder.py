@@ -51,7 +51,7 @@ class PromptEncoder:
         longest_first = sorted(control, key=len, reverse=True)
         self._control = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
         self._control_ids = frozenset(control.values())
-        self._prefix = self._count_control(tokenizer("")["input_ids"])  # such as BOS
+        self._around = list(tokenizer("")["input_ids"])  # what the tokenizer adds to any text, such as BOS
 
     def stop_strings(self, prompt: Prompt) -> tuple[str, ...]:
         """Stop strings that the rendering of this prompt calls for."""
@@ -92,8 +92,8 @@ class PromptEncoder:
         if prompt.text is not None:
             if not self._control.search(prompt.text):
                 tokens = list(self._tokenizer(prompt.text)["input_ids"])
-                return self._checked(tokens, allowed=self._prefix)
-            return [*self._tokenizer("")["input_ids"], *self._encode_data(prompt.text)]
+                return self._checked(tokens, allowed=self._count_control(self._around))
+            return [*self._around, *self._encode_data(prompt.text)]
         system, rest = prompt.messages[:1], prompt.messages[1:]
         return self._encode_messages([*system, *rest[2 * dropped_turns :]])
 

@@ -26,10 +26,9 @@ from inferapi.worker.messages import (
 
 log = logging.getLogger(__name__)
 
-EndWorker = Callable[[float], Awaitable[None]]
-"""Wait that many seconds for the worker to end, then kill it; returns when it is gone."""
+EndWorker = Callable[[], Awaitable[None]]
+"""Give the worker a moment to end by itself, then kill it; returns when it is gone."""
 
-_GRACE_S = 2.0
 _decoder = msgspec.msgpack.Decoder(FromWorker)
 
 
@@ -128,7 +127,7 @@ class WorkerEngine:
     async def _end(self) -> None:
         self._connection.close()
         self._close()
-        await self._end_worker(_GRACE_S)
+        await self._end_worker()
         await self._receiving
 
     async def _receive(self) -> None:

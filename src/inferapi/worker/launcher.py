@@ -86,7 +86,7 @@ class ForkServerLauncher:
             await asyncio.shield(self._end(worker_id, 0.0))
             raise
         if isinstance(answer, Loaded):
-            return WorkerEngine(answer.facts, connection, lambda grace_s: self._end(worker_id, grace_s))
+            return WorkerEngine(answer.facts, connection, lambda: self._end(worker_id, _GRACE_S))
         connection.close()
         await self._end(worker_id, _GRACE_S)
         if isinstance(answer, LoadFailed):

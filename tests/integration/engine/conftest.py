@@ -2,13 +2,12 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +22,7 @@ from inferapi.domain.model import DeviceKind, EngineSpec
 from inferapi.engine.loop import EngineLoop
 from inferapi.engine.model_loader import LoadedModel, load_model
 from inferapi.engine.request import Request
+from tiny import byte_level_tokenizer, one_thread  # noqa: F401 - a fixture of this folder
 
 END = 256
 SHAPE = {
@@ -75,21 +75,9 @@ FAMILIES = {
 """The first six run in batches; the last four keep their state in ways that the paged cache cannot hold."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, which wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def write_tokenizer(folder: Path) -> None:
     """One token a byte, and an end token."""
-    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level_tokenizer()
     backend.add_special_tokens(["<|end|>"])
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>").save_pretrained(folder)
 

@@ -1,24 +1,15 @@
 """What the engine's unit tests share: requests, and a byte-level tokenizer built in code."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 
 from inferapi.domain.generation import SamplingParams
 from inferapi.engine.request import Request
+from tiny import byte_level_tokenizer, one_thread  # noqa: F401 - a fixture of this folder
 
 NewRequest = Callable[..., Request]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, which wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +26,7 @@ def new_request() -> NewRequest:
 @pytest.fixture
 def byte_tokenizer() -> Tokenizer:
     """One token a byte: ids 0 to 255 in the order of the byte-level alphabet."""
-    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    return byte_level_tokenizer()
 
 
 @pytest.fixture(scope="session")
