@@ -47,6 +47,6 @@ def configure_logging(level: str, *, as_text: bool) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # At these levels they tell of single requests, and httpx of whole addresses.
-    for name in ("httpx", "httpcore", "huggingface_hub", "asyncio"):
+    # At these levels they tell of single requests, and httpx of whole addresses, signed ones included.
+    for name in ("httpx", "httpcore", "httpx2", "httpcore2", "huggingface_hub", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -87,8 +87,10 @@ def test_every_logger_writes_to_stdout_at_the_level_that_was_set(root_logger, ca
     assert "not" not in out
 
 
-def test_the_http_client_of_the_hub_tells_no_addresses(root_logger, capsys):
-    configure_logging("info", as_text=False)
-    logging.getLogger("httpx").info("GET https://huggingface.co/private")
+@pytest.mark.parametrize("client", ["httpx", "httpcore", "httpx2", "httpcore2", "huggingface_hub"])
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_the_http_client_of_the_hub_tells_no_addresses(root_logger, capsys, client, level):
+    configure_logging(level, as_text=False)
+    logging.getLogger(client).info("GET https://huggingface.co/private")
     logging.getLogger("inferapi").info("kept")
     assert [json.loads(line)["message"] for line in io.StringIO(capsys.readouterr().out)] == ["kept"]

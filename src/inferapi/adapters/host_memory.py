@@ -11,7 +11,7 @@ from inferapi.domain.model import Device, DeviceKind
 
 _CGROUP = Path("/sys/fs/cgroup")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 with AVX-512 or AMX; Arm
-_OVERHEAD_BYTES = 160 * 1024**2  # a worker's own pages beside the model: measured, see docs/benchmarks
+_OVERHEAD_BYTES = 21 * 1024**2  # of a worker whose model weighs nothing: measured, docs/benchmarks/memory-fit.md
 
 
 class HostMemoryProbe:

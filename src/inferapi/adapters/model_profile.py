@@ -1,4 +1,4 @@
-"""What a model is, from its config and the headers of its weights: nothing is executed, no weight is read.
+"""What a model is, from its config and its tensors' names and shapes: nothing is executed, no weight is read.
 
 A hostile config is refused here, before transformers sees it: one that names code of its own, or sets
 transformers' private switches (CVE-2026-4372 was such a switch).
@@ -6,87 +6,18 @@ transformers' private switches (CVE-2026-4372 was such a switch).
 
 from __future__ import annotations
 
-import json
-import re
-import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
+from inferapi.adapters import model_layers
+from inferapi.adapters.model_files import Json, Tensor
+from inferapi.adapters.model_layers import integer
 from inferapi.domain.errors import ModelInvalid, RemoteCodeRefused
-from inferapi.domain.model import LayerShape, ModelProfile, ModelRef
+from inferapi.domain.model import ModelProfile, ModelRef
 
-Json = dict[str, Any]
-
-_MATRIX_DIMS = 2
 _TOLD_KEY_CHARS = 60
-_MAX_JSON_BYTES = 64 * 1024**2
-_MAX_HEADER_BYTES = 100 * 1000**2  # safetensors' own limit
-_HEADER_LENGTH = struct.Struct("<Q")
-_MOST_LAYERS = 10_000
-_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
-_PROJECTION = re.compile(r"\.(\d+)\..*\b([kv])_proj\.weight$")
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One line of a safetensors header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    stored_bytes: int
-
-
-def read_json(path: Path, model: str) -> Json:
-    """A JSON object of a model's folder.
-
-    Raises:
-        ModelInvalid: it is missing, too large or no JSON object.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModelInvalid(model=model, problem=f"{path.name} is too large")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelInvalid(model=model, problem=f"{path.name} is missing or broken") from error
-    if not isinstance(value, dict):
-        raise ModelInvalid(model=model, problem=f"{path.name} is not an object")
-    return value
-
-
-def read_header(path: Path, model: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, checked against its size.
-
-    Raises:
-        ModelInvalid: the file is truncated or garbage.
-    """
-    broken = ModelInvalid(model=model, problem=f"{path.name} is truncated or no safetensors file")
-    try:
-        with path.open("rb") as file:
-            (length,) = _HEADER_LENGTH.unpack(file.read(_HEADER_LENGTH.size))
-            if length > _MAX_HEADER_BYTES:
-                raise broken
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        tensors = {name: parse_tensor(entry) for name, entry in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        complete = path.stat().st_size == _HEADER_LENGTH.size + length + end
-    except _BROKEN as error:
-        raise broken from error
-    if not complete:
-        raise broken
-    return tensors
-
-
-def parse_tensor(entry: Mapping[str, Any]) -> Tensor:
-    """One entry of a header."""
-    start, end = (int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(size) for size in entry["shape"])
-    if not 0 <= start <= end or min(shape, default=0) < 0:
-        raise ValueError(start, end, shape)
-    return Tensor(str(entry["dtype"]), shape, end - start)
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def refuse_hostile(config: Json, model: str) -> None:
@@ -109,27 +40,29 @@ def profile(ref: ModelRef, config: Json, tensors: Mapping[str, Tensor]) -> Model
     model = str(ref)
     if config.get("is_encoder_decoder"):
         raise ModelInvalid(model=model, problem="it is an encoder-decoder, not a decoder-only language model")
+    if config.get("transformers_weights") is not None:
+        raise ModelInvalid(model=model, problem="its config names other weights (transformers_weights)")
     if not tensors:
         raise ModelInvalid(model=model, problem="its weights hold no tensors")
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
-    by_dtype: dict[str, int] = {}
-    for tensor in tensors.values():
-        by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + prod(tensor.shape)
     try:
-        hidden = _integer(text, "hidden_size", "n_embd", "d_model")
+        # Named explicitly, or else told by what is stored: defaults differ between architectures.
+        ties_output = bool(config.get("tie_word_embeddings")) or not model_layers.has_output(tensors)
+        hidden = integer(text, "hidden_size", "n_embd", "d_model")
+        vocabulary = integer(text, "vocab_size")
+        loaded = model_layers.loaded(tensors, ties_output=ties_output)
+        shapes, expert_shapes = model_layers.matrix_shapes(loaded, output=(vocabulary, hidden))
         return ModelProfile(
             ref=ref,
             architecture=str((config.get("architectures") or ["unknown"])[0]),
-            parameters_by_dtype=by_dtype,
+            parameters_by_dtype=_parameters_by_dtype(loaded),
             stored_bytes=sum(tensor.stored_bytes for tensor in tensors.values()),
-            layers=tuple(_layers(text, hidden, tensors)),
+            layers=model_layers.layer_shapes(text, hidden, tensors),
             hidden_size=hidden,
-            intermediate_size=_integer(
-                text, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", default=4 * hidden
-            ),
-            vocab_size=_integer(text, "vocab_size"),
-            context_window_tokens=_integer(
+            intermediate_size=_intermediate_size(text, hidden),
+            vocab_size=vocabulary,
+            context_window_tokens=integer(
                 text,
                 "max_position_embeddings",
                 "n_positions",
@@ -139,48 +72,30 @@ def profile(ref: ModelRef, config: Json, tensors: Mapping[str, Tensor]) -> Model
                 default=8192,
             ),
             prequantized="quantization_config" in config,
+            ties_output=ties_output,
+            sequential=model_layers.runs_alone(text, tensors),
+            scores_in_full=model_layers.scores_in_full(text),
+            attention_heads=integer(text, "num_attention_heads", "n_head", "n_heads", "num_heads", default=1),
+            matrix_shapes=shapes,
+            expert_shapes=expert_shapes,
+            scan_elements_per_token=model_layers.scan_elements_per_token(text, tensors),
         )
     except _BROKEN as error:
         raise ModelInvalid(model=model, problem="its config is not that of a language model") from error
 
 
-def _layers(config: Json, hidden: int, tensors: Mapping[str, Tensor]) -> Iterator[LayerShape]:
-    """The KV shape of each layer: from the projections' weights, else by the config's formula."""
-    num_layers = _integer(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    if num_layers > _MOST_LAYERS:
-        raise ValueError(num_layers)
-    heads = _integer(config, "num_attention_heads", "n_head", "n_heads", "num_heads", default=1)
-    windows = config.get("sliding_window") or None
-    types = config.get("layer_types") or []
-    measured: dict[int, dict[str, int]] = {}
-    for name, tensor in tensors.items():
-        if (found := _PROJECTION.search(name)) and len(tensor.shape) == _MATRIX_DIMS:
-            measured.setdefault(int(found[1]), {})[found[2]] = tensor.shape[0]
-    for index in range(num_layers):
-        window = windows if index < len(types) and types[index] == "sliding_attention" else None
-        found_here = measured.get(index, {})
-        if "kv_lora_rank" in config:  # multi-head latent attention: the cache holds the expanded heads
-            key_dim = _integer(config, "qk_nope_head_dim") + _integer(config, "qk_rope_head_dim")
-            yield LayerShape(heads, key_dim, _integer(config, "v_head_dim"), window)
-        elif found_here.keys() == {"k", "v"} and "quantization_config" not in config:
-            yield LayerShape(1, found_here["k"], found_here["v"], window)
-        else:
-            head_dim = _integer(config, "head_dim", default=hidden // heads)
-            default_kv_heads = 1 if config.get("multi_query") else heads
-            yield LayerShape(
-                _integer(config, "num_key_value_heads", "num_kv_heads", default=default_kv_heads),
-                head_dim,
-                head_dim,
-                window,
-            )
+def _parameters_by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    by_dtype: dict[str, int] = {}
+    for tensor in tensors.values():
+        by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + prod(tensor.shape)
+    return by_dtype
 
 
-def _integer(config: Json, *names: str, default: int | None = None) -> int:
-    """The first of these keys that is set: architectures name the same thing differently."""
-    value = next((config[name] for name in names if config.get(name) is not None), default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise ValueError(names[0])
-    return value
+def _intermediate_size(config: Json, hidden: int) -> int:
+    """The inner width that one token computes: of all experts that it visits, where there are any."""
+    dense = integer(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", default=4 * hidden)
+    visited = integer(config, "num_experts_per_tok", "moe_k", default=1)
+    return max(dense, visited * integer(config, "moe_intermediate_size", default=dense))
 
 
 def _keys(value: Any) -> Iterator[str]:

@@ -3,222 +3,114 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    SafetensorsParsingError,
-)
-from tqdm import tqdm
+from huggingface_hub import constants
 
-from inferapi.adapters import model_profile
-from inferapi.adapters.model_profile import Tensor
-from inferapi.domain.errors import (
-    HubTimeout,
-    HubUnavailable,
-    InferapiError,
-    InsufficientStorage,
-    ModelGated,
-    ModelInvalid,
-    ModelNotFound,
-    UnsafeWeights,
-)
-from inferapi.domain.model import ModelProfile, ModelRef
-
-log = logging.getLogger(__name__)
+from inferapi.adapters.hub_models import HubModels
+from inferapi.adapters.model_folder import folder_unreadable, profile_of_folder, refuse_links_and_devices
+from inferapi.domain.errors import InsufficientStorage, ModelNotFound
+from inferapi.domain.model import ModelProfile, ModelRef, ModelState, Report
 
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_SUBFOLDERS = "*/*"  # other formats of the same weights: original/, onnx/, …
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-_CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
-_ANSWER_S = 10.0
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder that need not be there yet."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 class TransformersRepository:
     """A ``ModelRepository`` of models that transformers can load from safetensors.
 
+    A model of the models folder or of the cache is never asked after on the hub: a name without a revision goes on
+    to mean what was downloaded first.
+
     Args:
         models_dir: local models, ``<org>/<name>/``; they need no hub.
+        endpoint: the hub's address; default: HF_ENDPOINT, as the hub library reads it.
+        cache_dir: the hub's cache; default: as the hub library's environment variables say.
+        silence_timeout_s: a profile must be had, and a download must go on, within that time.
+        free_bytes: the room on the disk of a folder.
     """
 
-    def __init__(self, models_dir: Path) -> None:
-        self._models_dir = models_dir
-        self._api = HfApi()
+    def __init__(
+        self,
+        models_dir: Path,
+        endpoint: str | None = None,
+        cache_dir: Path | None = None,
+        *,
+        silence_timeout_s: float = 60.0,
+        free_bytes: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        self._models_dir = models_dir.absolute()
+        self._hub = HubModels(endpoint, cache_dir, silence_timeout_s)
+        self._free_bytes = free_bytes
 
     async def profile(self, ref: ModelRef) -> ModelProfile:
         """See ``ModelRepository``."""
-        return await asyncio.to_thread(self._profile, ref)
+        profile = await asyncio.to_thread(self._profile_of_this_machine, ref)
+        if profile is not None:
+            return profile
+        _refuse_if_offline(ref)
+        return await self._hub.profile(ref)
 
-    async def fetch(self, ref: ModelRef) -> str:
+    async def fetch(self, profile: ModelProfile, report: Report) -> str:
         """See ``ModelRepository``."""
-        stop = threading.Event()
-        try:
-            return str(await asyncio.to_thread(self._fetch, ref, stop))
-        finally:
-            stop.set()  # a cancelled download notices at its next bytes
+        ref, commit, total = profile.ref, profile.commit, profile.download_bytes
+        here = await asyncio.to_thread(self._folder_of_this_machine, ref, commit)
+        if here is not None:
+            return str(here)
+        _refuse_if_offline(ref)
+        if commit is None:
+            raise ModelNotFound(model=str(ref))
+        if await asyncio.to_thread(self._free_bytes, self._hub.cache_dir) < total:
+            raise InsufficientStorage(model=str(ref))
+        most_bytes = 0
 
-    def _profile(self, ref: ModelRef) -> ModelProfile:
-        folder = self._on_this_machine(ref)
-        if folder is not None:
-            return profile_of_folder(ref, folder)
-        with _translated_errors(ref):
-            # First, and without retries: it tells at once when the hub is not there or does not know the name.
-            info = self._api.model_info(ref.name, revision=ref.revision, timeout=_ANSWER_S)
-            files = {file.rfilename for file in info.siblings or ()}
-            configs = [
-                model_profile.read_json(Path(hf_hub_download(ref.name, name, revision=info.sha)), str(ref))
-                for name in _CONFIGS
-                if name in files or name == "config.json"
-            ]
-            for config in configs:
-                model_profile.refuse_hostile(config, str(ref))
-            try:
-                metadata = self._api.get_safetensors_metadata(ref.name, revision=info.sha)
-            except NotASafetensorsRepoError as error:
-                raise UnsafeWeights(model=str(ref)) from error
-        tensors = {
-            name: Tensor(str(info.dtype), tuple(info.shape), info.data_offsets[1] - info.data_offsets[0])
-            for file in metadata.files_metadata.values()
-            for name, info in file.tensors.items()
-        }
-        return model_profile.profile(ref, configs[0], tensors)
+        def hear(done_bytes: int) -> None:
+            nonlocal most_bytes  # what has to come again is no step back
+            most_bytes = max(most_bytes, min(done_bytes, total))
+            report(ModelState.DOWNLOADING, most_bytes, total)
 
-    def _fetch(self, ref: ModelRef, stop: threading.Event) -> Path:
-        folder = self._on_this_machine(ref)
-        if folder is None:
-            with _translated_errors(ref):
-                folder = Path(
-                    snapshot_download(
-                        ref.name,
-                        revision=ref.revision,
-                        allow_patterns=[*_SMALL_FILES, "*.safetensors"],
-                        ignore_patterns=[_SUBFOLDERS],
-                        tqdm_class=_stoppable(stop),
-                    )
-                )
-        profile_of_folder(ref, folder)  # what came may not be what was announced
+        hear(0)
+        folder = await self._hub.fetch(ref, commit, hear)
+        hear(total)
+        await asyncio.to_thread(self._accept, ref, folder)
+        return str(folder)
+
+    def _profile_of_this_machine(self, ref: ModelRef) -> ModelProfile | None:
+        if (local := self._local(ref)) is not None:
+            return profile_of_folder(ref, local)
+        folder = self._hub.cached(ref, ref.revision)
+        return None if folder is None else profile_of_folder(ref, folder, commit=folder.name)
+
+    def _folder_of_this_machine(self, ref: ModelRef, commit: str | None) -> Path | None:
+        if commit is not None:
+            folder = self._hub.cached(ref, commit)
+            if folder is not None:
+                self._accept(ref, folder)
+        elif (folder := self._local(ref)) is not None:
+            profile_of_folder(ref, folder)
         return folder
 
-    def _on_this_machine(self, ref: ModelRef) -> Path | None:
-        local = self._models_dir / ref.name
-        if ref.revision is None and local.is_dir():
-            root = self._models_dir.resolve()
-            if not all(path.resolve().is_relative_to(root) for path in (local, *local.iterdir())):
-                raise ModelInvalid(model=str(ref), problem="its folder links to files outside the models folder")
-            return local
+    def _accept(self, ref: ModelRef, folder: Path) -> None:
+        """Check what came, it may not be what was announced; only then the name means it."""
+        profile_of_folder(ref, folder)
+        self._hub.remember(ref, folder)
+
+    def _local(self, ref: ModelRef) -> Path | None:
+        folder = self._models_dir / ref.name
         try:
-            cached = Path(snapshot_download(ref.name, revision=ref.revision, local_files_only=True))
-        except (LocalEntryNotFoundError, OSError, ValueError):
-            return None
-        return cached if _is_complete(ref, cached) else None
+            if ref.revision is not None or not folder.is_dir():
+                return None
+        except OSError as error:
+            raise folder_unreadable(str(ref)) from error
+        refuse_links_and_devices(folder, self._models_dir, str(ref))
+        return folder
 
 
-def profile_of_folder(ref: ModelRef, folder: Path) -> ModelProfile:
-    """Profile a model whose files are here.
-
-    Raises:
-        ModelInvalid, UnsafeWeights, RemoteCodeRefused: it must not be served.
-    """
-    model = str(ref)
-    config = model_profile.read_json(folder / "config.json", model)
-    for name in _CONFIGS:
-        if (folder / name).exists():
-            model_profile.refuse_hostile(model_profile.read_json(folder / name, model), model)
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        raise ModelInvalid(model=model, problem="it has no tokenizer")
-    tensors: dict[str, Tensor] = {}
-    for file in _weight_files(ref, folder):
-        tensors |= model_profile.read_header(file, model)
-    return model_profile.profile(ref, config, tensors)
-
-
-def _weight_files(ref: ModelRef, folder: Path) -> list[Path]:
-    model = str(ref)
-    if (folder / _INDEX).exists():
-        names = model_profile.read_json(folder / _INDEX, model).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise ModelInvalid(model=model, problem="its index of weights is broken")
-        files = sorted(set(names.values()))
-        if any(Path(name).name != name or not name.endswith(".safetensors") for name in files):
-            raise ModelInvalid(model=model, problem="its index of weights names files outside its folder")
-        return [folder / name for name in files]
-    if (folder / _WEIGHTS).exists():
-        return [folder / _WEIGHTS]
-    if any(file.suffix in _PICKLES for file in folder.iterdir()):
-        raise UnsafeWeights(model=model)
-    raise ModelInvalid(model=model, problem="it has no weights")
-
-
-def _is_complete(ref: ModelRef, folder: Path) -> bool:
-    """Whether a cached snapshot has all it needs: an interrupted download may have left only some files."""
-    if not (folder / "config.json").exists() or not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return False
-    try:
-        return all(file.exists() for file in _weight_files(ref, folder))
-    except UnsafeWeights:
-        return True  # complete enough to be refused for what it is
-    except ModelInvalid:
-        return False
-
-
-def _stoppable(stop: threading.Event) -> type[tqdm]:
-    """A progress bar that shows nothing, and ends the download that feeds it once ``stop`` is set."""
-
-    class Stoppable(tqdm):  # type: ignore[misc]  # untyped
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-        def update(self, n: float | None = 1) -> None:
-            if stop.is_set():
-                raise InterruptedError
-            super().update(n)
-
-    return Stoppable
-
-
-@contextmanager
-def _translated_errors(ref: ModelRef) -> Iterator[None]:
-    try:
-        yield
-    except InferapiError:
-        raise
-    except Exception as error:
-        raise _translated(str(ref), error) from error
-
-
-def _translated(model: str, error: Exception) -> InferapiError:
-    """What the hub library's exceptions mean; the narrow ones first, most of them are subclasses of others."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    if isinstance(error, GatedRepoError):
-        return ModelGated(model=model)
-    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-        return ModelNotFound(model=model)
-    if status in {401, 403}:
-        return ModelGated(model=model)
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError) and constants.is_offline_mode():
-        return ModelNotFound(model=model)
-    if isinstance(error, SafetensorsParsingError | RemoteEntryNotFoundError):
-        return ModelInvalid(model=model, problem="the repository holds no model that transformers knows")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return InsufficientStorage(model=model)
-    if "Timeout" in type(error).__name__:  # of httpx or its successor, whichever this hub library uses
-        return HubTimeout(model=model)
-    return HubUnavailable(model=model)
+def _refuse_if_offline(ref: ModelRef) -> None:
+    if constants.is_offline_mode():
+        raise ModelNotFound(model=str(ref))

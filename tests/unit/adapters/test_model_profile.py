@@ -171,3 +171,98 @@ def test_a_config_that_asks_for_code_or_private_switches_is_refused_at_any_depth
 
 def test_a_config_that_merely_mentions_such_words_is_fine(llama):
     refuse_hostile(llama | {"name": "auto_map", "internal": 1, "_internal_x": "y_internal"}, "org/name")
+
+
+def tensor(*shape: int) -> Tensor:
+    return Tensor("BF16", shape, 2 * 64)
+
+
+OUTPUT = {"lm_head.weight": tensor(100, 64)}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "tied", "parameters"),
+    [
+        ({}, {}, True, 6400),  # no output layer is stored: the embedding is it
+        ({"tie_word_embeddings": True}, OUTPUT, True, 6400),  # stored twice, loaded once
+        ({"tie_word_embeddings": False}, OUTPUT, False, 12_800),
+        ({}, OUTPUT, False, 12_800),
+    ],
+)
+def test_a_tied_output_layer_counts_once(llama, config, tensors, tied, parameters):
+    found = profile(REF, llama | config, EMBEDDING | tensors)
+    assert (found.ties_output, sum(found.parameters_by_dtype.values())) == (tied, parameters)
+
+
+def test_masks_and_frequencies_of_old_checkpoints_are_no_parameters(llama):
+    old = {
+        "h.0.attn.bias": tensor(1, 1, 512, 512),
+        "h.0.attn.masked_bias": tensor(),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": tensor(8),
+    }
+    assert profile(REF, llama, EMBEDDING | old).parameters_by_dtype == {"BF16": 6400}
+
+
+def test_a_bias_that_is_none_of_a_mask_is_a_parameter(llama):
+    assert profile(REF, llama, EMBEDDING | {"h.0.self_attn.bias": tensor(8, 8)}).parameters_by_dtype == {"BF16": 6464}
+
+
+def test_different_shapes_of_linear_layers_are_counted_and_those_of_experts_apart(llama):
+    tensors = {
+        "model.layers.0.self_attn.q_proj.weight": tensor(64, 64),
+        "model.layers.0.self_attn.o_proj.weight": tensor(64, 64),
+        "model.layers.0.mlp.up_proj.weight": tensor(128, 64),
+        "model.layers.0.mlp.experts.0.up_proj.weight": tensor(32, 64),
+        "model.layers.0.mlp.experts.1.up_proj.weight": tensor(32, 64),
+        "model.norm.weight": tensor(64),
+    }
+    found = profile(REF, llama, EMBEDDING | tensors)
+    assert (found.matrix_shapes, found.expert_shapes) == (3, 1)  # with the output layer's
+
+
+def test_a_state_space_layer_keeps_a_state_and_no_tokens(llama):
+    mixer = {
+        "backbone.layers.0.mixer.conv1d.weight": tensor(96, 1, 4),
+        "backbone.layers.0.mixer.A_log": tensor(96, 8),
+        "backbone.layers.1.mixer.conv1d.weight": tensor(96, 1, 4),
+        "backbone.layers.1.mixer.A_log": tensor(96, 8),
+    }
+    found = profile(REF, llama | {"state_size": 8}, EMBEDDING | mixer)
+    assert found.layers == (LayerShape(0, 0, 0, None, 96 * 4 + 96 * 8),) * 2
+    assert (found.sequential, found.scan_elements_per_token) == (True, 10 * 96 * 8)
+
+
+def test_a_layer_with_both_keeps_both(llama):
+    tensors = projections(1, k=32, v=32) | {
+        "model.layers.0.mamba.conv1d.weight": tensor(144, 1, 4),
+        "model.layers.0.mamba.A_log": tensor(8),
+    }
+    config = llama | {"num_hidden_layers": 1, "mamba_d_state": 8, "mamba_d_head": 16, "mamba_chunk_size": 256}
+    found = profile(REF, config, EMBEDDING | tensors)
+    assert found.layers == (LayerShape(1, 32, 32, None, 144 * 4 + 8 * 8 * 16),)
+    assert found.scan_elements_per_token == 3 * 256 * 8 * 8 // 2
+
+
+@pytest.mark.parametrize(
+    ("config", "alone", "in_full"),
+    [
+        ({}, False, False),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False, False),
+        ({"layer_types": ["full_attention", "linear_attention"]}, True, False),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, True, False),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, True, False),
+        ({"rope_scaling": {"type": "yarn"}}, False, False),
+        ({"alibi": True}, True, True),
+        ({"model_type": "bloom"}, True, True),
+        ({"attn_logit_softcapping": 50.0}, False, True),
+    ],
+)
+def test_a_config_tells_who_runs_alone_and_who_holds_all_scores(llama, config, alone, in_full):
+    found = profile(REF, llama | config, EMBEDDING)
+    assert (found.sequential, found.scores_in_full) == (alone, in_full)
+
+
+def test_latent_attention_that_runs_alone_keeps_the_latents(llama):
+    mla = {"kv_lora_rank": 32, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 10}
+    types = {"layer_types": ["full_attention", "indexed_attention"]}
+    assert layers_of(llama | mla | types) == (LayerShape(1, 32, 4),) * 2

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from contracts import ModelRepositoryContract
 from inferapi.adapters.transformers_repository import TransformersRepository
 from inferapi.domain.errors import ModelInvalid, RemoteCodeRefused, UnsafeWeights
-from inferapi.domain.model import ModelRef
+from inferapi.domain.model import ModelProfile, ModelRef
 
 REF = ModelRef("org/name")
+FOLDER = ModelProfile(REF, "Any", {"F32": 1}, 4, (), 1, 1, 1, 1)  # commit None: a model of the models folder
+
+
+async def fetch(repository):
+    """The folder of ``REF``, and every report on the way."""
+    reports = []
+    return await repository.fetch(FOLDER, lambda *report: reports.append(report)), reports
 
 
 class TestTransformersRepository(ModelRepositoryContract):
@@ -33,9 +44,9 @@ def repository(models):
 async def refused(repository, error=ModelInvalid) -> str:
     """What both ways in say of a model that must not be served."""
     messages = []
-    for enter in (repository.profile, repository.fetch):
+    for enter in (lambda: repository.profile(REF), lambda: fetch(repository)):
         with pytest.raises(error) as caught:
-            await enter(REF)
+            await enter()
         assert type(caught.value) is error
         messages.append(caught.value.message)
     assert messages[0] == messages[1]
@@ -44,9 +55,10 @@ async def refused(repository, error=ModelInvalid) -> str:
 
 async def test_a_model_of_the_models_folder_is_served_from_there(repository, models):
     folder = models.add()
-    assert await repository.fetch(REF) == str(folder)
+    assert await fetch(repository) == (str(folder), [])
     profile = await repository.profile(REF)
     assert profile.parameters_by_dtype == {"BF16": 6400, "F32": 64}
+    assert (profile.commit, profile.download_bytes) == (None, 0)
 
 
 async def test_a_sharded_model_is_the_sum_of_its_shards(repository, models, make_safetensors):
@@ -58,70 +70,69 @@ async def test_a_sharded_model_is_the_sum_of_its_shards(repository, models, make
     assert (profile.parameters_by_dtype, profile.stored_bytes) == ({"F32": 6, "BF16": 9}, 24 + 18)
 
 
-@pytest.mark.parametrize("cut", [1, 7, 8, 20, -1])
-async def test_truncated_weights_are_refused(repository, models, cut):
-    folder = models.add()
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:cut])
+async def test_truncated_weights_are_refused(repository, models):
+    weights = models.add() / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
     assert await refused(repository) == (
         "Model org/name cannot be served: model.safetensors is truncated or no safetensors file."
     )
 
 
-async def test_weights_with_something_behind_them_are_refused(repository, models):
-    weights = models.add() / "model.safetensors"
-    weights.write_bytes(weights.read_bytes() + b"x")
-    assert "truncated or no safetensors" in await refused(repository)
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+async def test_what_is_no_file_is_refused_and_nobody_waits_for_it(repository, models, file, make):
+    path = models.add(model__safetensors=None) / file
+    path.unlink(missing_ok=True)
+    make(path)
+    assert "Model org/name cannot be served: " in await refused(repository)
+
+
+@pytest.mark.parametrize("target", ["name", "gone", "../gone"])
+async def test_a_link_to_itself_or_to_nothing_is_refused(repository, models, target):
+    (models.add() / "name").symlink_to(target)
+    assert await refused(repository) == "Model org/name cannot be served: its folder cannot be read."
+
+
+async def test_a_link_out_of_a_subfolder_is_refused(repository, models, tmp_path):
+    (models.add() / "additional_chat_templates").mkdir()
+    (models.path / "org" / "name" / "additional_chat_templates" / "x.jinja").symlink_to(tmp_path)
+    assert "links to files outside the models folder" in await refused(repository)
+
+
+async def test_a_config_that_names_other_weights_is_refused(repository, models, llama):
+    """transformers would read those instead of what was profiled."""
+    models.add(config=llama | {"transformers_weights": "other.safetensors"})
+    assert "names other weights" in await refused(repository)
+
+
+@pytest.fixture
+def as_nobody():
+    """Become a user who may read only what everybody may: root reads everything."""
+    mine = os.geteuid()
+    yield lambda: os.seteuid(65534 if mine == 0 else mine)
+    os.seteuid(mine)
 
 
 @pytest.mark.parametrize(
-    "header",
+    ("locked", "problem"),
     [
-        b"",
-        b"\xff\xfe",
-        "garbage",
-        "5",
-        "[]",
-        "null",
-        '"text"',
-        '{"a": 5}',
-        '{"a": []}',
-        '{"a": {}}',
-        '{"a": {"dtype": "F32", "shape": [1]}}',
-        '{"a": {"dtype": "F32", "shape": 5, "data_offsets": [0, 0]}}',
-        '{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 0]}}',
-        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
-        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": 5}}',
-        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": {"0": 0, "1": 1}}}',
-        '{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 0]}}',
-        '{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 0]}}',
-        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}}',
-        "[" * 5000,
+        (".", "its folder cannot be read"),
+        ("org/name/config.json", "config.json is missing or broken"),
+        ("org/name/model.safetensors", "model.safetensors is truncated or no safetensors file"),
     ],
-    ids=lambda header: str(header[:60]),
 )
-async def test_a_garbage_header_is_refused(repository, models, make_header, header):
-    models.add(model__safetensors=make_header(header))
-    assert "truncated or no safetensors" in await refused(repository)
-
-
-async def test_a_header_longer_than_any_is_not_read(repository, models):
-    models.add(model__safetensors=b"\xff" * 64)
-    assert "truncated or no safetensors" in await refused(repository)
-
-
-@pytest.mark.parametrize("shape", ["[-5, 5]", "[5, -5]"])
-async def test_a_tensor_of_less_than_nothing_is_refused(repository, models, make_header, shape):
-    header = '{"a": {"dtype": "F32", "shape": %s, "data_offsets": [0, 100]}}' % shape  # noqa: UP031
-    models.add(model__safetensors=make_header(header, 100))
-    assert "truncated or no safetensors" in await refused(repository)
-
-
-async def test_offsets_that_run_backwards_are_refused(repository, models, make_header):
-    header = '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}, '
-    header += '"b": {"dtype": "F32", "shape": [1], "data_offsets": [1000000, 4]}}'
-    models.add(model__safetensors=make_header(header, 8))
-    assert "truncated or no safetensors" in await refused(repository)
+async def test_what_may_not_be_read_is_refused(models, as_nobody, locked, problem):
+    models.add()
+    with tempfile.TemporaryDirectory() as reachable:
+        os.chmod(reachable, 0o755)  # noqa: PTH101 - of a string
+        copy = Path(shutil.copytree(models.path, f"{reachable}/models"))
+        (copy / locked).chmod(0)
+        as_nobody()
+        try:
+            assert await refused(TransformersRepository(copy)) == f"Model org/name cannot be served: {problem}."
+        finally:
+            os.seteuid(os.getuid())
+            (copy / locked).chmod(0o700)
 
 
 async def test_a_model_of_pickles_alone_is_refused_as_unsafe(repository, models):
@@ -154,19 +165,29 @@ async def test_code_of_its_own_is_refused_in_every_config(repository, models, ll
 )
 async def test_an_index_that_names_files_elsewhere_is_refused(repository, models, make_safetensors, name):
     models.add("x.safetensors", model__safetensors=make_safetensors({"a": ("F32", (1,))}))
-    models.add(model__safetensors__index__json={"weight_map": {"a": name}})
+    models.add(model__safetensors=None, model__safetensors__index__json={"weight_map": {"a": name}})
     assert "its index of weights" in await refused(repository)
 
 
-@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": "x"}'])
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": "x"}'])
 async def test_an_index_that_is_none_is_refused(repository, models, index):
-    models.add(model__safetensors__index__json=index)
+    models.add(model__safetensors=None, model__safetensors__index__json=index)
     assert await refused(repository) == "Model org/name cannot be served: its index of weights is broken."
 
 
 async def test_an_index_that_names_a_missing_shard_is_refused(repository, models):
-    models.add(model__safetensors__index__json={"weight_map": {"a": "gone.safetensors"}})
-    assert "gone.safetensors is truncated or no safetensors" in await refused(repository)
+    index = {"weight_map": {"a": "gone.safetensors", "b": "here.safetensors"}}
+    models.add(model__safetensors=None, model__safetensors__index__json=index, here__safetensors=b"")
+    assert await refused(repository) == "Model org/name cannot be served: 1 of 2 weight files are missing."
+
+
+async def test_an_index_beside_a_whole_file_does_not_count_as_transformers_reads_the_file(
+    repository, models, make_safetensors
+):
+    index = {"weight_map": {"a": "small.safetensors"}}
+    folder = models.add(model__safetensors__index__json=index)
+    (folder / "small.safetensors").write_bytes(make_safetensors({"a": ("F32", (1,))}))
+    assert (await repository.profile(REF)).parameters_by_dtype == {"BF16": 6400, "F32": 64}
 
 
 async def test_a_model_without_a_tokenizer_is_refused(repository, models):
