@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import PurePath
 
 import pytest
@@ -25,7 +26,7 @@ from inferapi.domain.errors import (
     SessionBusy,
 )
 from inferapi.domain.generation import Chunk, FinishReason, GenerationRequest, Prompt, SamplingParams
-from inferapi.domain.model import EngineLoad, EngineSpec, ModelRef
+from inferapi.domain.model import EngineLoad, EngineSpec, ModelRef, ModelState
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, SessionStore, TextEngine
 
 SHORT_S = 0.02
@@ -137,17 +138,32 @@ class ModelRepositoryContract:
     async def test_fetching_again_gives_the_same_absolute_folder(
         self, repository: ModelRepository, known: ModelRef
     ) -> None:
-        folder = await repository.fetch(known)
+        profile = await repository.profile(known)
+        folder = await repository.fetch(profile, lambda *_: None)
         assert PurePath(folder).is_absolute()
-        assert await repository.fetch(known) == folder
+        assert await repository.fetch(profile, lambda *_: None) == folder
+
+    async def test_what_a_fetch_reports_is_bytes_of_a_download_and_never_more_than_all(
+        self, repository: ModelRepository, known: ModelRef
+    ) -> None:
+        profile = await repository.profile(known)
+        reports: list[tuple[ModelState, int, int]] = []
+        await repository.fetch(profile, lambda *report: reports.append(report))
+        assert {stage for stage, _, _ in reports} <= {ModelState.DOWNLOADING}
+        assert all(0 <= done <= total for _, done, total in reports)
+        assert [total for _, _, total in reports] == [profile.download_bytes] * len(reports)
+        assert reports or profile.download_bytes == 0
 
     async def test_an_unknown_model_has_no_profile(self, repository: ModelRepository, unknown: ModelRef) -> None:
         with pytest.raises(ModelNotFound):
             await repository.profile(unknown)
 
-    async def test_an_unknown_model_cannot_be_fetched(self, repository: ModelRepository, unknown: ModelRef) -> None:
+    async def test_an_unknown_model_cannot_be_fetched(
+        self, repository: ModelRepository, known: ModelRef, unknown: ModelRef
+    ) -> None:
+        profile = await repository.profile(known)
         with pytest.raises(ModelNotFound):
-            await repository.fetch(unknown)
+            await repository.fetch(replace(profile, ref=unknown), lambda *_: None)
 
 
 def ask(text: str = "Once upon a time", *, max_new_tokens: int = 8, deadline_s: float = 60.0, **sampling: float):
@@ -301,6 +317,16 @@ class TextEngineContract:
         assert facts.batching in {"continuous", "sequential"}
         assert bool(facts.batching_reason) == (facts.batching == "sequential")
         assert min(facts.context_window_tokens, facts.kv_cache_tokens, facts.weights_bytes) > 0
+        assert facts.peak_memory_bytes >= facts.memory_bytes > 0
+
+    async def test_the_load_tells_what_the_process_takes_while_it_lives(self, engine: TextEngine) -> None:
+        await until(lambda: engine.load.memory_bytes > 0)
+        await engine.aclose()
+        assert engine.load.memory_bytes == 0
+
+
+def unheard(_stage: ModelState, _done_bytes: int, _total_bytes: int) -> None:
+    """A ``Report`` to nobody."""
 
 
 class EngineLauncherContract:
@@ -323,7 +349,7 @@ class EngineLauncherContract:
     ) -> None:
         await launcher.start()
         await launcher.start()
-        engine = await launcher.launch(spec)
+        engine = await launcher.launch(spec, unheard)
         assert engine.facts.model == spec.model
         assert (await listen(engine, ask()))[-1].finish is not None
         await engine.aclose()
@@ -332,13 +358,13 @@ class EngineLauncherContract:
         self, launcher: EngineLauncher, spec: EngineSpec, broken_spec: EngineSpec
     ) -> None:
         with pytest.raises(ModelUnavailable):
-            await launcher.launch(broken_spec)
-        engine = await launcher.launch(spec)
+            await launcher.launch(broken_spec, unheard)
+        engine = await launcher.launch(spec, unheard)
         assert not engine.is_closed
         await engine.aclose()
 
     async def test_closing_one_engine_leaves_the_other(self, launcher: EngineLauncher, spec: EngineSpec) -> None:
-        one, two = await launcher.launch(spec), await launcher.launch(spec)
+        one, two = await launcher.launch(spec, unheard), await launcher.launch(spec, unheard)
         await one.aclose()
         assert (one.is_closed, two.is_closed) == (True, False)
         assert (await listen(two, ask()))[-1].finish is not None
@@ -347,17 +373,56 @@ class EngineLauncherContract:
     async def test_a_cancelled_launch_leaves_the_launcher_as_it_was(
         self, launcher: EngineLauncher, spec: EngineSpec
     ) -> None:
-        launching = asyncio.create_task(launcher.launch(spec))
+        launching = asyncio.create_task(launcher.launch(spec, unheard))
         await asyncio.sleep(0)
         launching.cancel()
         with suppress(asyncio.CancelledError):
             await (await launching).aclose()  # it was quicker
-        engine = await launcher.launch(spec)
+        engine = await launcher.launch(spec, unheard)
+        assert (await listen(engine, ask()))[-1].finish is not None
+        await engine.aclose()
+
+    async def test_a_launch_tells_of_its_weights_from_none_to_all_and_then_of_warming(
+        self, launcher: EngineLauncher, spec: EngineSpec
+    ) -> None:
+        reports: list[tuple[ModelState, int, int]] = []
+        engine = await launcher.launch(spec, lambda *report: reports.append(report))
+        await engine.aclose()
+        stages = [stage for stage, _, _ in reports]
+        loading = [report[1:] for report in reports if report[0] is ModelState.LOADING]
+        warming = [report[1:] for report in reports if report[0] is ModelState.WARMING]
+        assert stages == [ModelState.LOADING] * len(loading) + [ModelState.WARMING] * len(warming)
+        assert warming
+        total_bytes = loading[0][1]
+        assert total_bytes > 0
+        assert (loading[0], loading[-1]) == ((0, total_bytes), (total_bytes, total_bytes))
+
+    async def test_reports_never_go_backwards_within_a_stage(self, launcher: EngineLauncher, spec: EngineSpec) -> None:
+        reports: list[tuple[ModelState, int, int]] = []
+        engine = await launcher.launch(spec, lambda *report: reports.append(report))
+        await engine.aclose()
+        for stage in (ModelState.LOADING, ModelState.WARMING):
+            of_stage = [report for report in reports if report[0] is stage]
+            assert of_stage == sorted(of_stage, key=lambda report: report[1])
+            assert len({total for _, _, total in of_stage}) == 1
+            assert all(0 <= done <= total for _, done, total in of_stage)
+
+    async def test_a_launch_cancelled_while_weights_are_read_leaves_the_launcher_as_it_was(
+        self, launcher: EngineLauncher, spec: EngineSpec
+    ) -> None:
+        begun = asyncio.Event()
+        launching = asyncio.create_task(launcher.launch(spec, lambda *_: begun.set()))
+        async with asyncio.timeout(6 * BOUND_S):
+            await begun.wait()
+        launching.cancel()
+        with suppress(asyncio.CancelledError):
+            await (await launching).aclose()  # it was quicker
+        engine = await launcher.launch(spec, unheard)
         assert (await listen(engine, ask()))[-1].finish is not None
         await engine.aclose()
 
     async def test_aclose_ends_every_engine(self, launcher: EngineLauncher, spec: EngineSpec) -> None:
-        engine = await launcher.launch(spec)
+        engine = await launcher.launch(spec, unheard)
         await launcher.aclose()
         async with asyncio.timeout(BOUND_S):
             await engine.wait_closed()

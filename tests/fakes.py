@@ -39,6 +39,8 @@ from inferapi.domain.model import (
     LayerShape,
     ModelProfile,
     ModelRef,
+    ModelState,
+    Report,
 )
 from inferapi.domain.ports import Clock, TextEngine
 
@@ -127,13 +129,17 @@ class FakeGpuProbe:
 
 
 class FakeModelRepository:
-    """A ``ModelRepository`` of the given profiles, with scripted errors by model name."""
+    """A ``ModelRepository`` of the given profiles, with scripted errors by model name.
+
+    A fetch makes all of ``fetch_reports`` as (stage, done bytes, total bytes), and then waits at its gate.
+    """
 
     def __init__(self, *profiles: ModelProfile) -> None:
         self._profiles = {profile.ref.name: profile for profile in profiles}
         self.profile_errors: dict[str, Exception] = {}
         self.fetch_errors: dict[str, InferapiError] = {}
         self.profile_gate, self.fetch_gate = Gate(), Gate()
+        self.fetch_reports: list[tuple[ModelState, int, int]] = []
         self.profiled: list[str] = []
         self.fetched: list[str] = []
 
@@ -144,12 +150,15 @@ class FakeModelRepository:
             raise self.profile_errors[ref.name]
         return replace(self._known(ref), ref=ref)
 
-    async def fetch(self, ref: ModelRef) -> str:
-        self.fetched.append(str(ref))
+    async def fetch(self, profile: ModelProfile, report: Report) -> str:
+        self.fetched.append(str(profile.ref))
+        for stage, done_bytes, total_bytes in self.fetch_reports:
+            report(stage, done_bytes, total_bytes)
         await self.fetch_gate.passed()
-        if ref.name in self.fetch_errors:
-            raise self.fetch_errors[ref.name]
-        return f"/models/{self._known(ref).ref.name}"
+        name = profile.ref.name
+        if name in self.fetch_errors:
+            raise self.fetch_errors[name]
+        return f"/models/{self._known(profile.ref).ref.name}"
 
     def _known(self, ref: ModelRef) -> ModelProfile:
         if ref.name not in self._profiles:
@@ -162,6 +171,7 @@ class ScriptedEngine:
 
     ``gate`` stands before the last word, ``closing_gate`` before the end of ``aclose``. With ``ignore_eos`` the
     words come again and again until ``max_new_tokens``. ``cancelled`` counts answers that nobody read to the end.
+    ``memory_bytes`` is what its process takes while it lives.
     """
 
     def __init__(
@@ -181,6 +191,7 @@ class ScriptedEngine:
         self._closed = asyncio.Event()
         self._crashed = False
         self.fail_with = fail_with
+        self.memory_bytes = self._facts.memory_bytes
         self.gate, self.closing_gate = Gate(), Gate()
         self.requests: list[GenerationRequest] = []
         self.in_flight = self.running = self.cancelled = 0
@@ -191,7 +202,8 @@ class ScriptedEngine:
 
     @property
     def load(self) -> EngineLoad:
-        return EngineLoad(self.running, self.in_flight - self.running)
+        memory_bytes = 0 if self.is_closed else self.memory_bytes
+        return EngineLoad(self.running, self.in_flight - self.running, memory_bytes=memory_bytes)
 
     @property
     def is_closed(self) -> bool:
@@ -284,14 +296,21 @@ class ScriptedEngine:
 class FakeEngineLauncher:
     """An ``EngineLauncher`` of ``ScriptedEngine``s that all speak the same words.
 
-    ``errors`` holds, by model name, what the next launches of it raise, one each.
+    ``errors`` holds, by model name, what the next launches of it raise, one each: ``ModelCrashed`` for a process
+    that dies while it loads. A launch makes the ``reports`` of loading as (stage, done bytes, total bytes), passes
+    ``gate``, makes those of warming, passes ``warming_gate``, and only then fails or is done.
     """
 
     def __init__(self, *words: str, memory_bytes: int = 2 * GIB) -> None:
         self._words = words or ("Hello", " there")
         self._memory_bytes = memory_bytes
         self.errors: dict[str, list[InferapiError]] = {}
-        self.gate = Gate()
+        self.gate, self.warming_gate = Gate(), Gate()
+        self.reports: list[tuple[ModelState, int, int]] = [
+            (ModelState.LOADING, 0, memory_bytes),
+            (ModelState.LOADING, memory_bytes, memory_bytes),
+            (ModelState.WARMING, 0, memory_bytes),
+        ]
         self.launched: list[EngineSpec] = []
         self.engines: list[ScriptedEngine] = []
         self.cancelled = 0
@@ -309,10 +328,14 @@ class FakeEngineLauncher:
 
     async def start(self) -> None: ...
 
-    async def launch(self, spec: EngineSpec) -> TextEngine:
+    async def launch(self, spec: EngineSpec, report: Report) -> TextEngine:
         self.launched.append(spec)
         try:
-            await self.gate.passed()
+            for stage, gate in ((ModelState.LOADING, self.gate), (ModelState.WARMING, self.warming_gate)):
+                for reported in self.reports:
+                    if reported[0] is stage:
+                        report(*reported)
+                await gate.passed()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -397,5 +420,6 @@ def make_facts(model: str = "gpt2", **changes: Any) -> EngineFacts:
         weights_bytes=270_000_000,
         memory_bytes=2 * GIB,
         load_s=0.5,
+        peak_memory_bytes=changes.get("memory_bytes", 2 * GIB),
     )
     return replace(facts, **changes)

@@ -19,6 +19,7 @@ from contracts import (
     ask,
     ask_for_long,
     listen,
+    unheard,
     until,
 )
 from inferapi.adapters.host_memory import HostMemoryProbe
@@ -61,7 +62,7 @@ def workers():
 class TestWorkerEngine(TextEngineContract):
     @pytest_asyncio.fixture(loop_scope="module")
     async def engine(self, fork_server, tiny_spec):
-        engine = await fork_server.launch(tiny_spec)
+        engine = await fork_server.launch(tiny_spec, unheard)
         yield engine
         await engine.aclose()
 
@@ -111,7 +112,7 @@ class TestTransformersRepository(ModelRepositoryContract):
 @shared
 async def test_an_engine_whose_worker_is_killed_says_that_it_crashed_and_stays_so(fork_server, tiny_spec):
     before = workers()
-    engine = await fork_server.launch(tiny_spec)
+    engine = await fork_server.launch(tiny_spec, unheard)
     (worker,) = set(workers()) - set(before)
     answering = engine.generate(ask_for_long(engine))
     await anext(answering)
@@ -131,14 +132,14 @@ async def test_an_engine_whose_worker_is_killed_says_that_it_crashed_and_stays_s
 async def test_a_broken_model_is_told_by_its_name_and_leaves_no_process(fork_server, misfit_spec):
     before = workers()
     with pytest.raises(ModelInvalid, match="tiny/misfit"):
-        await fork_server.launch(misfit_spec)
+        await fork_server.launch(misfit_spec, unheard)
     assert set(workers()) <= set(before)
 
 
 @shared
 async def test_closing_an_engine_waits_until_its_process_has_gone(fork_server, tiny_spec):
     before = workers()
-    engine = await fork_server.launch(tiny_spec)
+    engine = await fork_server.launch(tiny_spec, unheard)
     (worker,) = set(workers()) - set(before)
     await engine.aclose()
     assert not psutil.pid_exists(worker.pid)
@@ -148,7 +149,7 @@ async def test_closing_an_engine_waits_until_its_process_has_gone(fork_server, t
 async def test_a_cancelled_launch_leaves_no_process(fork_server, tiny_spec):
     await fork_server.start()
     before = workers()
-    launching = asyncio.create_task(fork_server.launch(tiny_spec))
+    launching = asyncio.create_task(fork_server.launch(tiny_spec, unheard))
     await until(lambda: len(workers()) > len(before) or launching.done())
     launching.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -158,7 +159,7 @@ async def test_a_cancelled_launch_leaves_no_process(fork_server, tiny_spec):
 
 @shared
 async def test_an_engine_can_be_closed_after_its_launcher(fork_server, tiny_spec):
-    engine = await fork_server.launch(tiny_spec)
+    engine = await fork_server.launch(tiny_spec, unheard)
     await fork_server.aclose()
     await asyncio.wait_for(engine.aclose(), 20)
     assert engine.is_closed
@@ -170,7 +171,7 @@ async def test_workers_know_no_secret_of_the_server(fork_server, tiny_spec, monk
     await fork_server.aclose()
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_canary")
     monkeypatch.setenv("INFERAPI_API_KEYS", "canary")
-    engine = await fork_server.launch(tiny_spec)
+    engine = await fork_server.launch(tiny_spec, unheard)
     (worker,) = workers()
     environment = worker.environ()
     await engine.aclose()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,18 @@ from inferapi.engine.model_runner import Runner
 from inferapi.engine.request import Request
 from inferapi.engine.sampler import Sampler
 from inferapi.engine.scheduler import Plan, Scheduler, Segment
+
+log = logging.getLogger(__name__)
+
+_NO_PRIMITIVE = "could not create a primitive"  # oneDNN
+_SIGNS_OF_NO_MEMORY = (
+    "can't allocate memory",  # torch's allocator for the CPU
+    "Cannot allocate memory",  # the operating system's words, as torch, safetensors and Rust repeat them
+    "std::bad_alloc",  # C++, where nobody translated it
+    "could not create a memory object",  # oneDNN
+    _NO_PRIMITIVE,
+    "can't start new thread",  # Python: no room for its stack
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +65,21 @@ class EngineLoop:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._now_s = now_s
         self._requests: dict[int, tuple[Request, Detokenizer]] = {}
+        self._is_spoiled = False
 
     @property
     def is_idle(self) -> bool:
         """No request is waiting or running."""
         return self._scheduler.is_idle
+
+    @property
+    def is_spoiled(self) -> bool:
+        """Memory ran out where the thread cannot get over it, however much there is later: it must be replaced.
+
+        oneDNN compiles a kernel for each new shape. Once that found no memory, its compiler (Xbyak) keeps the
+        error for the thread, and no kernel is made any more.
+        """
+        return self._is_spoiled
 
     @property
     def load(self) -> EngineLoad:
@@ -90,8 +114,10 @@ class EngineLoop:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return self._fail(plan)
-        return self._advance(plan.segments, iter(tokens))
+            self._is_spoiled |= _NO_PRIMITIVE in str(error)
+            log.warning("a step found no memory: %s", str(error).partition("\n")[0])
+            tokens = None  # the error holds the tensors of the pass: it must be gone before the cache is emptied
+        return self._fail(plan) if tokens is None else self._advance(plan.segments, iter(tokens))
 
     def _advance(self, segments: Sequence[Segment], tokens: Iterator[int]) -> list[Output]:
         outputs = []
@@ -143,5 +169,15 @@ class EngineLoop:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch found no memory, on whichever device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error, or what it was raised from, says that no memory was to be had: host's or GPU's."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if any(sign in str(error) for sign in _SIGNS_OF_NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__ or error
+    return False

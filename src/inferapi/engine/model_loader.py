@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from inferapi.domain.errors import ModelInvalid
-from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec
+from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec, ModelState, Report
 from inferapi.engine.block_pool import BlockPool
 from inferapi.engine.kv_cache import BLOCK_TOKENS
+from inferapi.engine.load_progress import weights_reported
 from inferapi.engine.loop import EngineLoop, is_out_of_memory
 from inferapi.engine.model_runner import Runner
 from inferapi.engine.packing import can_pack, pack_linears
 from inferapi.engine.paging import NotPageableError, make_batched_runner
+from inferapi.engine.process_memory import memory_bytes
 from inferapi.engine.prompt_encoder import PromptEncoder
 from inferapi.engine.scheduler import Scheduler
 from inferapi.engine.sequential_runner import SequentialRunner
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BESIDE_DECODES_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
 _LARGE_BYTES = 2 * 1000**3
+_TOKENIZER_BYTES, _TOKENIZER_FILE_FACTOR = 32 * 1024**2, 32  # twice what SmolLM2's takes, whose file has 2 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,14 @@ class LoadedModel:
     facts: EngineFacts
 
 
-def load_model(spec: EngineSpec) -> LoadedModel:
-    """Load what ``spec`` names.
+def _unheard(_stage: ModelState, _done_bytes: int, _total_bytes: int) -> None:
+    """A ``Report`` to nobody."""
+
+
+def load_model(spec: EngineSpec, report: Report = _unheard) -> LoadedModel:
+    """Load what ``spec`` names, and tell ``report`` how far it is.
+
+    Whatever fails for want of memory is raised as it came: ``is_out_of_memory`` knows it.
 
     Raises:
         ModelInvalid: the folder does not hold a decoder-only language model with a tokenizer.
@@ -52,17 +62,19 @@ def load_model(spec: EngineSpec) -> LoadedModel:
     # where other processes want the same cores they lose everything: 20 s were measured instead of 0.9 s.
     torch.set_num_threads(1 if _weight_file_bytes(spec.path) < _LARGE_BYTES else threads)
     try:
-        return _load(spec)
+        return _load(spec, report)
     finally:
         torch.set_num_threads(threads)
 
 
-def _load(spec: EngineSpec) -> LoadedModel:
-    started_s, before_bytes = time.monotonic(), _memory_bytes(spec.device)
+def _load(spec: EngineSpec, report: Report) -> LoadedModel:
+    started_s, before_bytes = time.monotonic(), memory_bytes(spec.device)
     attention, attention_reason = _choose_attention(spec)
     try:
+        _require_room_for_tokenizer(spec.path)
         tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=False, local_files_only=True)
-        model = _read_weights(spec, attention)
+        with weights_reported(spec.path, report):
+            model = _read_weights(spec, attention)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -73,8 +85,9 @@ def _load(spec: EngineSpec) -> LoadedModel:
         raise ModelInvalid(model=spec.model, problem="it is an encoder-decoder, not a decoder-only language model")
 
     weights_bytes = _weights_bytes(model)
+    report(ModelState.WARMING, 0, weights_bytes)
     if spec.device is DeviceKind.CPU and can_pack(model.dtype):
-        pack_linears(model)
+        _pack(model, weights_bytes, report)
     flash = attention == "flash_attention_2"
     if model.config._attn_implementation != attention:  # noqa: SLF001 - there is no public name for it
         attention = str(model.config._attn_implementation)  # noqa: SLF001
@@ -97,8 +110,10 @@ def _load(spec: EngineSpec) -> LoadedModel:
         idle_chunk_tokens=PREFILL_CHUNK_TOKENS[spec.device] if pool else context_window,
         pool=pool,
     )
+    report(ModelState.WARMING, weights_bytes, weights_bytes)
     decode = _decoder(tokenizer)
     loop = EngineLoop(scheduler, runner, decode=decode, eos_token_ids=eos_token_ids)
+    grown_bytes = max(memory_bytes(spec.device) - before_bytes, 0)
     facts = EngineFacts(
         model=spec.model,
         device=str(model.device),
@@ -110,10 +125,18 @@ def _load(spec: EngineSpec) -> LoadedModel:
         context_window_tokens=context_window,
         kv_cache_tokens=pool.capacity_tokens if pool else 0,
         weights_bytes=weights_bytes,
-        memory_bytes=max(_memory_bytes(spec.device) - before_bytes, 0),
+        memory_bytes=grown_bytes,
         load_s=time.monotonic() - started_s,
+        peak_memory_bytes=grown_bytes,  # at least; whoever looked meanwhile knows better
     )
     return LoadedModel(loop, PromptEncoder(tokenizer, context_window), facts)
+
+
+def _require_room_for_tokenizer(folder: str) -> None:
+    """Map what a tokenizer may take, and let go of it: ``OSError`` if that fails, where Rust would end the process."""
+    file = Path(folder, "tokenizer.json")
+    file_bytes = file.stat().st_size if file.is_file() else 0
+    mmap.mmap(-1, _TOKENIZER_BYTES + _TOKENIZER_FILE_FACTOR * file_bytes).close()
 
 
 def _choose_attention(spec: EngineSpec) -> tuple[str, str]:
@@ -155,6 +178,22 @@ def _read_weights(spec: EngineSpec, attention: str) -> PreTrainedModel:
     raise AssertionError  # "eager" either returned or raised
 
 
+def _pack(model: PreTrainedModel, weights_bytes: int, report: Report) -> None:
+    """Pack layer by layer, and tell how far it is: weights that were only mapped are read from the disk here."""
+    lists: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers = list(max(lists, key=_module_bytes).children()) if lists else []
+    done_bytes = 0
+    for layer in layers:
+        done_bytes += _module_bytes(layer)
+        pack_linears(layer)
+        report(ModelState.WARMING, min(done_bytes, weights_bytes), weights_bytes)
+    pack_linears(model)  # what is not in a layer
+
+
+def _module_bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+
+
 def _context_window(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: BlockPool | None, spec: EngineSpec
 ) -> int:
@@ -191,9 +230,3 @@ def _weights_bytes(model: PreTrainedModel) -> int:
     """Parameters and buffers, tied ones once."""
     tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _memory_bytes(device: DeviceKind) -> int:
-    if device is DeviceKind.CUDA:
-        return sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
-    return int(psutil.Process().memory_full_info().uss)

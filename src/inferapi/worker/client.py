@@ -7,14 +7,17 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 
 from inferapi.domain.errors import GenerationAborted, GenerationTimeout, InferapiError, ModelCrashed
 from inferapi.domain.generation import Chunk, GenerationRequest
 from inferapi.domain.model import EngineFacts, EngineLoad
+from inferapi.worker.heartbeat import Heartbeat
 from inferapi.worker.messages import (
     HEADER_BYTES,
+    Beat,
     Cancel,
     FromWorker,
     Generate,
@@ -26,18 +29,19 @@ from inferapi.worker.messages import (
 
 log = logging.getLogger(__name__)
 
-EndWorker = Callable[[], Awaitable[None]]
+EndWorker = Callable[[], Awaitable[object]]
 """Give the worker a moment to end by itself, then kill it; returns when it is gone."""
 
 _decoder = msgspec.msgpack.Decoder(FromWorker)
 
 
 class WorkerConnection:
-    """Frames over an asyncio stream."""
+    """Frames over an asyncio stream; every message is a sign of life to ``heartbeat``."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heartbeat: Heartbeat) -> None:
         self._reader = reader
         self._writer = writer
+        self._heartbeat = heartbeat
 
     async def receive(self) -> FromWorker | None:
         """The next message; ``None`` once the worker is gone."""
@@ -46,27 +50,40 @@ class WorkerConnection:
             message: FromWorker = _decoder.decode(await self._reader.readexactly(body_bytes(header)))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
+        except msgspec.DecodeError:
+            log.exception("a worker sent what is no message")
+            return None
+        self._heartbeat.heard()
         return message
 
     def send(self, message: Message) -> None:
-        """Send without waiting; to a worker that is gone, nothing."""
+        """Send without waiting, whether the worker reads or not; to a worker that is gone, nothing."""
         if not self._writer.is_closing():
             self._writer.write(frame(message))
 
     def close(self) -> None:
-        """Hang up; a living worker then ends by itself."""
+        """Hang up; a living worker reads what was sent, and then ends by itself."""
+        self._heartbeat.stop()
         with suppress(RuntimeError):  # the event loop is closed already
             self._writer.close()
+
+    def abort(self) -> None:
+        """Hang up on a worker that is dead, or is about to be killed: what it has not read is dropped."""
+        self._heartbeat.stop()
+        with suppress(RuntimeError):  # the event loop is closed already
+            self._writer.transport.abort()
 
 
 class WorkerEngine:
     """One loaded model in another process."""
 
-    def __init__(self, facts: EngineFacts, connection: WorkerConnection, end_worker: EndWorker) -> None:
+    def __init__(
+        self, facts: EngineFacts, connection: WorkerConnection, end_worker: EndWorker, *, memory_bytes: int = 0
+    ) -> None:
         self._facts = facts
         self._connection = connection
         self._end_worker = end_worker
-        self._load = EngineLoad()
+        self._load = EngineLoad(memory_bytes=memory_bytes)
         self._ids = itertools.count(1)
         self._streams: dict[int, asyncio.Queue[Chunk | InferapiError]] = {}
         self._closed = asyncio.Event()
@@ -81,7 +98,7 @@ class WorkerEngine:
     @property
     def load(self) -> EngineLoad:
         """See ``TextEngine``."""
-        return self._load
+        return EngineLoad() if self.is_closed else self._load
 
     @property
     def is_closed(self) -> bool:
@@ -128,19 +145,22 @@ class WorkerEngine:
         self._connection.close()
         self._close()
         await self._end_worker()
+        self._connection.abort()  # of one that was killed, the socket may hold what it never read
         await self._receiving
 
     async def _receive(self) -> None:
         while (message := await self._connection.receive()) is not None:
             if isinstance(message, StepDone):
-                self._load = message.load
+                self._load = replace(message.load, memory_bytes=self._load.memory_bytes)
                 for request_id, chunk in message.chunks:
                     self._deliver(request_id, chunk)
                 for request_id, failure in message.failures:
                     self._deliver(request_id, failure.unpack())
+            elif isinstance(message, Beat):
+                self._load = replace(self._load, memory_bytes=message.memory_bytes)
         if self._ending is None:
             log.error("the worker of %s ended unexpectedly", self._facts.model)
-            self._connection.close()
+        self._connection.abort()
         self._close()
 
     def _deliver(self, request_id: int, item: Chunk | InferapiError) -> None:
@@ -149,7 +169,6 @@ class WorkerEngine:
             stream.put_nowait(item)
 
     def _close(self) -> None:
-        self._load = EngineLoad()
         self._closed.set()
         for stream in self._streams.values():
             stream.put_nowait(self._gone())

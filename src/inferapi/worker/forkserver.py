@@ -21,7 +21,16 @@ from contextlib import suppress
 import msgspec
 
 from inferapi.logs import configure_logging
-from inferapi.worker.messages import Exited, Fork, Kill, ToForkServer, encode
+from inferapi.worker.messages import (
+    NO_MEMORY_STATUS,
+    NOT_FORKED_STATUS,
+    Exited,
+    Fork,
+    Forked,
+    Kill,
+    ToForkServer,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +89,10 @@ class ForkServer:
             os.waitpid(pid, 0)  # when this process ends, their memory is back
 
     def _obey(self) -> bool:
-        packet, descriptors, _, _ = socket.recv_fds(self._control, _PACKET_BYTES, 1)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, _PACKET_BYTES, 1)
+        except ConnectionResetError:  # the API process ended before it read all that was sent to it
+            return False
         if not packet:
             return False
         message = self._decoder.decode(packet)
@@ -91,7 +103,7 @@ class ForkServer:
                 log.exception("no worker could be forked")
                 for descriptor in descriptors:
                     os.close(descriptor)
-                self._control.send(encode(Exited(message.worker_id, 1)))
+                self._control.send(encode(Exited(message.worker_id, NOT_FORKED_STATUS)))
         elif isinstance(message, Kill) and message.worker_id in self._pids:
             os.kill(self._pids[message.worker_id], signal.SIGKILL)
         return True
@@ -101,6 +113,8 @@ class ForkServer:
         if pid:
             self._pids[worker_id] = pid
             os.close(descriptor)
+            with suppress(OSError):  # the API process may be gone; serve() sees that next
+                self._control.send(encode(Forked(worker_id)))
             return
         status = 1
         try:
@@ -111,7 +125,9 @@ class ForkServer:
             from inferapi.worker.process import run_worker  # noqa: PLC0415 - imported by PRELOAD, before the fork
 
             status = run_worker(socket.socket(fileno=descriptor))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, MemoryError):
+                status = NO_MEMORY_STATUS
             log.exception("a worker ended by an error")
         finally:
             with suppress(OSError):

@@ -1,151 +1,111 @@
-"""Starts workers through the fork server, and knows which of them live."""
+"""Launches models: a worker from the fork server, and the conversation until it is ready."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Mapping
 from contextlib import suppress
 
-import msgspec
-
-from inferapi.domain.errors import ModelLoadFailed
-from inferapi.domain.model import EngineSpec
+from inferapi.domain.errors import InferapiError, ModelCrashed, ModelLoadFailed, OutOfMemory
+from inferapi.domain.model import EngineSpec, Report
 from inferapi.domain.ports import TextEngine
 from inferapi.worker.client import WorkerConnection, WorkerEngine
-from inferapi.worker.messages import Exited, Fork, FromForkServer, Kill, Load, Loaded, LoadFailed, encode
+from inferapi.worker.fork_server_process import ForkedWorker, ForkServerProcess
+from inferapi.worker.heartbeat import Heartbeat
+from inferapi.worker.messages import NO_MEMORY_STATUS, NOT_FORKED_STATUS, Beat, Load, Loaded, LoadFailed, Progress
 
 log = logging.getLogger(__name__)
 
-_PACKET_BYTES = 4096
 _GRACE_S = 2.0
-_SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
 
 
 class ForkServerLauncher:
-    """An ``EngineLauncher``: one process a model, forked from a process that has imported torch already."""
+    """An ``EngineLauncher``: one process a model, forked from a process that has imported torch already.
 
-    def __init__(self, *, log_level: str = "info", log_as_text: bool = False) -> None:
+    Args:
+        heartbeat_timeout_s: a worker that sends nothing for so long is killed; it sends something every second.
+    """
+
+    def __init__(
+        self, *, heartbeat_timeout_s: float = 15.0, log_level: str = "info", log_as_text: bool = False
+    ) -> None:
+        self._heartbeat_timeout_s = heartbeat_timeout_s
         self._log_arguments = [log_level, "text" if log_as_text else "json"]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._ids = itertools.count(1)
-        self._exited: dict[int, asyncio.Event] = {}
+        self._fork_server: ForkServerProcess | None = None
 
     async def start(self) -> None:
         """Start the fork server, if it is not running; it imports while others work."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        if self._control is not None:  # of one that died
-            self._control.close()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        # No thread in between: the kernel ends the fork server when the thread that made it ends.
-        self._process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own module; the call only forks
-            [sys.executable, "-m", "inferapi.worker.forkserver", str(theirs.fileno()), *self._log_arguments],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=_environment(os.environ),
-            start_new_session=True,  # a Ctrl-C at the terminal is for the API process to handle
-        )
-        theirs.close()
-        self._control = ours
-        self._exited = {}  # of this fork server: the workers of an earlier one ended with it
-        self._listening = asyncio.create_task(self._listen(ours, self._exited), name="fork server")
+        self._running()
 
-    async def launch(self, spec: EngineSpec) -> TextEngine:
+    async def launch(self, spec: EngineSpec, report: Report) -> TextEngine:
         """See ``EngineLauncher``."""
+        heartbeat = Heartbeat(self._heartbeat_timeout_s, lambda: _end_silent(spec.model, worker, heartbeat))
+        worker = self._fork(spec.model, heartbeat)
+        connection: WorkerConnection | None = None
         try:
-            await self.start()
-            ours, theirs = socket.socketpair()
-        except OSError as error:
-            raise ModelLoadFailed(model=spec.model, problem="no process could be started") from error
-        worker_id = next(self._ids)
-        self._exited[worker_id] = asyncio.Event()
-        assert self._control is not None  # noqa: S101 - start() made it
-        try:
-            with theirs:
-                socket.send_fds(self._control, [encode(Fork(worker_id))], [theirs.fileno()])
-        except OSError as error:
-            ours.close()
-            del self._exited[worker_id]
-            raise ModelLoadFailed(model=spec.model, problem="the fork server is gone; it starts again") from error
-        ours.setblocking(False)
-        connection = WorkerConnection(*await asyncio.open_connection(sock=ours))
-        try:
+            connection = WorkerConnection(*await asyncio.open_connection(sock=worker.sock), heartbeat)
             connection.send(Load(spec))
-            answer = await connection.receive()
+            answer, memory_bytes = await _answer(connection, report)
         except BaseException:
-            connection.close()
-            await asyncio.shield(self._end(worker_id, 0.0))
+            if connection is None:
+                worker.sock.close()
+            else:
+                connection.abort()
+            await asyncio.shield(worker.gone(0.0))
             raise
         if isinstance(answer, Loaded):
-            return WorkerEngine(answer.facts, connection, lambda: self._end(worker_id, _GRACE_S))
-        connection.close()
-        await self._end(worker_id, _GRACE_S)
-        if isinstance(answer, LoadFailed):
-            raise answer.failure.unpack()
-        raise ModelLoadFailed(model=spec.model, problem="its process ended unexpectedly")
+            return WorkerEngine(answer.facts, connection, lambda: worker.gone(_GRACE_S), memory_bytes=memory_bytes)
+        connection.abort()
+        status = await worker.gone(_GRACE_S)
+        raise _why(spec.model, answer, status)
 
     async def aclose(self) -> None:
         """See ``EngineLauncher``."""
-        if self._process is None or self._control is None or self._listening is None:
-            return
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
-        self._control.close()  # the fork server then kills its workers and ends
-        process, self._process = self._process, None
-        try:
-            await asyncio.to_thread(process.wait, _GRACE_S)
-        except subprocess.TimeoutExpired:  # still importing: it looks at nothing yet
-            process.kill()
-            process.wait()
-        _all_ended(self._exited)
+        fork_server, self._fork_server = self._fork_server, None
+        if fork_server is not None:
+            await fork_server.aclose()
 
-    async def _listen(self, control: socket.socket, workers: dict[int, asyncio.Event]) -> None:
-        event_loop = asyncio.get_running_loop()
-        decoder = msgspec.msgpack.Decoder(FromForkServer)
-        with suppress(ConnectionError):
-            while packet := await event_loop.sock_recv(control, _PACKET_BYTES):
-                exited: Exited = decoder.decode(packet)
-                log.info("worker %d ended with status %d", exited.worker_id, exited.status)
-                if exited.worker_id in workers:
-                    workers.pop(exited.worker_id).set()
-        log.error("the fork server ended; its workers with it")
-        _all_ended(workers)
+    def _running(self) -> ForkServerProcess:
+        if self._fork_server is None or not self._fork_server.is_alive:
+            self._fork_server = ForkServerProcess(self._log_arguments)
+        return self._fork_server
 
-    async def _end(self, worker_id: int, grace_s: float) -> None:
-        """Wait for a worker that was told to end, then kill it, then wait until its parent has buried it."""
-        exited = self._exited.get(worker_id)
-        if exited is None:
-            return
-        try:
-            await asyncio.wait_for(exited.wait(), grace_s)
-        except TimeoutError:
-            if self._control is not None:
-                with suppress(OSError):  # the fork server is gone, and its workers with it: _listen says so
-                    self._control.send(encode(Kill(worker_id)))
-            await exited.wait()
+    def _fork(self, model: str, heartbeat: Heartbeat) -> ForkedWorker:
+        with suppress(OSError):
+            fork_server = self._running()
+            with suppress(BrokenPipeError, ConnectionResetError):
+                return fork_server.fork(heartbeat.heard)
+            # It was killed just now, and its parent has not heard of it yet.
+            fork_server.end_now()
+            self._fork_server = ForkServerProcess(self._log_arguments)
+            return self._fork_server.fork(heartbeat.heard)
+        raise ModelLoadFailed(model=model, problem="no process could be started")
 
 
-def _all_ended(workers: dict[int, asyncio.Event]) -> None:
-    for event in workers.values():
-        event.set()
-    workers.clear()
+async def _answer(connection: WorkerConnection, report: Report) -> tuple[Loaded | LoadFailed | None, int]:
+    """What the worker says in the end, ``None`` if it dies before, and the memory it spoke of last."""
+    memory_bytes = 0
+    while True:
+        message = await connection.receive()
+        if isinstance(message, Progress):
+            report(message.stage, message.done_bytes, message.total_bytes)
+        elif isinstance(message, Beat):
+            memory_bytes = message.memory_bytes
+        elif message is None or isinstance(message, Loaded | LoadFailed):
+            return message, memory_bytes
 
 
-def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What a worker needs to know: no secret, and that it has no business on the network."""
-    kept = {name: value for name, value in ours.items() if not any(secret in name.upper() for secret in _SECRETS)}
-    return kept | {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
+def _why(model: str, answer: LoadFailed | None, status: int) -> InferapiError:
+    if answer is not None:
+        return answer.failure.unpack()
+    if status == NO_MEMORY_STATUS:
+        return OutOfMemory()
+    if status == NOT_FORKED_STATUS:
+        return ModelLoadFailed(model=model, problem="no process could be started")
+    log.error("the worker of %s died while loading, with status %d", model, status)
+    return ModelCrashed(model=model)
+
+
+def _end_silent(model: str, worker: ForkedWorker, heartbeat: Heartbeat) -> None:
+    log.error("the worker of %s gave no sign of life for %g s: it is killed", model, heartbeat.timeout_s)
+    worker.kill()

@@ -8,10 +8,16 @@ import msgspec
 
 from inferapi.domain.errors import Fact, InferapiError, error_named
 from inferapi.domain.generation import Chunk, GenerationRequest
-from inferapi.domain.model import EngineFacts, EngineLoad, EngineSpec
+from inferapi.domain.model import EngineFacts, EngineLoad, EngineSpec, ModelState
 
 _LENGTH = struct.Struct("!I")
 HEADER_BYTES = _LENGTH.size
+
+NOT_FORKED_STATUS = 71
+"""The exit status of a worker that never was: the operating system gave no process."""
+
+NO_MEMORY_STATUS = 72
+"""The exit status of a worker that found no memory, not even to say so."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -34,6 +40,12 @@ class Kill(Message, frozen=True):
 
 
 # fork server to API process
+
+
+class Forked(Message, frozen=True):
+    """A worker's process is there."""
+
+    worker_id: int
 
 
 class Exited(Message, frozen=True):
@@ -84,6 +96,20 @@ class Failure(Message, frozen=True):
         return error_named(self.error, self.facts)
 
 
+class Beat(Message, frozen=True):
+    """A sign of life, every second, and the memory that the worker takes."""
+
+    memory_bytes: int
+
+
+class Progress(Message, frozen=True):
+    """How far the load is; ``total_bytes`` is 0 while unknown."""
+
+    stage: ModelState
+    done_bytes: int
+    total_bytes: int
+
+
 class Loaded(Message, frozen=True):
     """The model is ready."""
 
@@ -105,9 +131,9 @@ class StepDone(Message, frozen=True):
 
 
 ToForkServer = Fork | Kill
-FromForkServer = Exited
+FromForkServer = Forked | Exited
 ToWorker = Load | Generate | Cancel
-FromWorker = Loaded | LoadFailed | StepDone
+FromWorker = Beat | Progress | Loaded | LoadFailed | StepDone
 
 _encoder = msgspec.msgpack.Encoder()
 

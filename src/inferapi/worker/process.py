@@ -1,94 +1,89 @@
 """A worker's life: load a model, run its step loop, answer messages, end when the socket does.
 
-Three threads. The reader receives; cancels go straight to the step loop. The encoder renders and tokenizes
-prompts, in order, so that a long one delays no decode. The main thread steps and sends.
+Four threads. The pulse says that the process lives. The reader receives; cancels go straight to the step loop.
+The encoder renders and tokenizes prompts. The main thread loads, steps and sends.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import os
 import queue
 import socket
+import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import torch
 import transformers
 
-from inferapi.domain.errors import InferapiError, InvalidRequest, ModelLoadFailed, OutOfMemory, QueueFull
+from inferapi.domain.errors import InferapiError, ModelLoadFailed, OutOfMemory, QueueFull
 from inferapi.domain.generation import Chunk
+from inferapi.domain.model import EngineSpec
 from inferapi.engine.loop import Output, is_out_of_memory
 from inferapi.engine.model_loader import LoadedModel, load_model
 from inferapi.engine.request import Request
 from inferapi.engine.threads import ThreadGovernor, waited_for_cores_s
+from inferapi.worker.connection import Connection, ProgressSender
+from inferapi.worker.encoding import PromptThread
 from inferapi.worker.messages import (
-    HEADER_BYTES,
+    NO_MEMORY_STATUS,
     Cancel,
     Failure,
-    FromWorker,
     Generate,
     Load,
     Loaded,
     LoadFailed,
     StepDone,
-    ToWorker,
-    body_bytes,
-    frame,
 )
+from inferapi.worker.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
-
-class Connection:
-    """Frames over a blocking socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._file = sock.makefile("rb")
-        self._sock = sock
-        self._decoder = msgspec.msgpack.Decoder(ToWorker)
-
-    def receive(self) -> ToWorker | None:
-        """The next message; ``None`` at the end."""
-        with suppress(ConnectionError):
-            header = self._file.read(HEADER_BYTES)
-            if len(header) == HEADER_BYTES:
-                message: ToWorker = self._decoder.decode(self._file.read(body_bytes(header)))
-                return message
-        return None
-
-    def send(self, message: FromWorker) -> None:
-        """Send; raises ``OSError`` when nobody is there."""
-        self._sock.sendall(frame(message))
+_SECOND_WANT_S = 60.0
+# A thread in pure Python lets go of the interpreter only when asked for so long; a step asks a thousand times.
+_SWITCH_INTERVAL_S = 0.0005
 
 
 class Worker:
     """Feeds one model's step loop from the socket and the socket from the loop."""
 
-    def __init__(self, model: LoadedModel, connection: Connection, most_encoding: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        connection: Connection,
+        most_encoding: int,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._most_encoding = most_encoding
         self._model = model
         self._connection = connection
+        self._now_s = now_s
         self._inbox: queue.SimpleQueue[Request | Output | Cancel | None] = queue.SimpleQueue()
-        self._to_encode: queue.SimpleQueue[Generate] = queue.SimpleQueue()
+        self._prompts = PromptThread(model.encoder, deliver=self._inbox.put, on_end=self._end)
         self._encoding: set[int] = set()
         self._cancelled: set[int] = set()  # while still being encoded
+        self._no_memory_s = float("-inf")  # when a step found no memory last
         self._governor = ThreadGovernor(
             torch.get_num_threads(),
             waited_s=waited_for_cores_s,
             set_threads=torch.set_num_threads,
-            now_s=time.monotonic,
+            now_s=now_s,
         )
 
-    def run(self) -> None:
-        """Step until the socket ends."""
+    def start(self) -> None:
+        """Start the threads beside the main one."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
-        threading.Thread(target=self._encode, name="encoder", daemon=True).start()
+        self._prompts.start()
+
+    def run(self) -> None:
+        """Step until the socket ends, or until memory ran out a second time."""
         loop, governor = self._model.loop, self._governor
         while True:
             outputs: list[Output] = []
@@ -105,6 +100,20 @@ class Worker:
             governor.observe()
             if outputs or loop.is_idle:
                 self._publish(outputs)
+            if self._is_out_of_memory_again(outputs) or loop.is_spoiled:
+                self._connection.hang_up()  # now, so that no other request comes here
+                log.error("memory ran out, twice within %.0f s or for good: the process ends", _SECOND_WANT_S)
+                return
+
+    def look_after_prompts(self) -> None:
+        """About once a second: end what is overdue, or the process with it if it cannot be ended."""
+        if self._prompts.is_stuck():
+            log.error("a prompt's encoding ignores its end: the process ends, to be replaced")
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _end(self) -> None:
+        self._inbox.put(None)
 
     def _take(self, item: Request | Output | Cancel) -> list[Output]:
         if isinstance(item, Cancel):
@@ -132,47 +141,27 @@ class Worker:
         ]
         self._connection.send(StepDone(self._model.loop.load, chunks, failures))
 
+    def _is_out_of_memory_again(self, outputs: list[Output]) -> bool:
+        if not any(isinstance(output.item, OutOfMemory) for output in outputs):
+            return False
+        before_s, self._no_memory_s = self._no_memory_s, self._now_s()
+        return self._no_memory_s - before_s < _SECOND_WANT_S
+
     def _read(self) -> None:
-        while (message := self._connection.receive()) is not None:
-            if isinstance(message, Generate):
-                waiting = len(self._encoding)
-                self._encoding.add(message.request_id)
-                if waiting < self._most_encoding:
-                    self._to_encode.put(message)
-                else:
-                    self._inbox.put(Output(message.request_id, QueueFull(waiting=waiting)))
-            elif isinstance(message, Cancel):
-                self._inbox.put(message)
-        self._inbox.put(None)
-
-    def _encode(self) -> None:
-        while True:
-            message = self._to_encode.get()
-            if message.request_id in self._cancelled:  # nobody waits for it, so nobody else shall
-                self._inbox.put(Output(message.request_id, InvalidRequest(problem="cancelled")))
-            else:
-                self._inbox.put(self._encoded(message))
-
-    def _encoded(self, message: Generate) -> Request | Output:
-        request, encoder = message.request, self._model.encoder
         try:
-            tokens, dropped_turns = encoder.encode(request.prompt, request.sampling)
-        except InferapiError as error:
-            return Output(message.request_id, error)
-        except BaseException:  # one odd prompt must not end the thread of all; a panic in Rust is no Exception
-            log.exception("a prompt could not be encoded")
-            return Output(
-                message.request_id, InvalidRequest(problem="The model's tokenizer cannot encode this prompt.")
-            )
-        stop = (*request.sampling.stop, *encoder.stop_strings(request.prompt))
-        return Request(
-            request_id=message.request_id,
-            tokens=tokens,
-            num_prompt_tokens=len(tokens),
-            sampling=replace(request.sampling, stop=stop) if stop else request.sampling,
-            arrived_s=request.arrived_s,
-            dropped_turns=dropped_turns,
-        )
+            while (message := self._connection.receive()) is not None:
+                if isinstance(message, Generate):
+                    waiting = len(self._encoding)
+                    self._encoding.add(message.request_id)
+                    if waiting < self._most_encoding:
+                        self._prompts.put(message)
+                    else:
+                        self._inbox.put(Output(message.request_id, QueueFull(waiting=waiting)))
+                elif isinstance(message, Cancel):
+                    self._inbox.put(message)  # first: what the encoder then has to say of it is of no interest
+                    self._prompts.cancel(message.request_id)
+        finally:
+            self._end()  # also when there was no memory for a message: a worker that hears nothing is none
 
 
 def run_worker(sock: socket.socket) -> int:
@@ -181,25 +170,45 @@ def run_worker(sock: socket.socket) -> int:
     transformers.utils.logging.disable_progress_bar()
     # Stable since torch 1.12, and its one reduction over the blocks of a request.
     warnings.filterwarnings("ignore", message="index_reduce")
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with suppress(OSError):  # should memory run out all the same, this process goes first, not the API
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     connection = Connection(sock)
+    pulse = Pulse(connection.send_if_free)
+    no_thread: Exception | None = None
+    try:
+        pulse.start()
+    except RuntimeError as error:  # no room for a thread
+        no_thread = error
     first = connection.receive()
     if not isinstance(first, Load):
         return 0
     with suppress(OSError):  # the API process has gone: so do we
         try:
-            model = load_model(first.spec)
+            model = _load(first.spec, connection, pulse, no_thread)
         except Exception as error:
             failure = _as_failure(first.spec.model, error)
             log.warning("loading %s failed", first.spec.model, exc_info=error)
             connection.send(LoadFailed(Failure.of(failure)))
-            return 1
+            return NO_MEMORY_STATUS if isinstance(failure, OutOfMemory) else 1
         gc.collect()
         gc.freeze()  # a model's hundred thousand objects never go; no need to look at them again and again
+        worker = Worker(model, connection, first.spec.max_batch + first.spec.max_queue)
+        worker.start()
+        pulse.on_beat = worker.look_after_prompts
+        pulse.beat()
         connection.send(Loaded(model.facts))
-        Worker(model, connection, first.spec.max_batch + first.spec.max_queue).run()
+        worker.run()
     return 0
+
+
+def _load(spec: EngineSpec, connection: Connection, pulse: Pulse, no_thread: Exception | None) -> LoadedModel:
+    if no_thread is not None:
+        raise no_thread
+    pulse.load_begins(spec.device)
+    model = load_model(spec, ProgressSender(connection.send))
+    peak_bytes = max(pulse.load_ended(), model.facts.memory_bytes)
+    return replace(model, facts=replace(model.facts, peak_memory_bytes=peak_bytes))
 
 
 def _as_failure(model: str, error: Exception) -> InferapiError:

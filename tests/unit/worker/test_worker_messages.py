@@ -20,14 +20,16 @@ from inferapi.domain.generation import (
     SamplingParams,
     Usage,
 )
-from inferapi.domain.model import DeviceKind, EngineLoad, EngineSpec
+from inferapi.domain.model import DeviceKind, EngineLoad, EngineSpec, ModelState
 from inferapi.worker import messages
 from inferapi.worker.messages import (
     HEADER_BYTES,
+    Beat,
     Cancel,
     Exited,
     Failure,
     Fork,
+    Forked,
     FromForkServer,
     FromWorker,
     Generate,
@@ -35,6 +37,7 @@ from inferapi.worker.messages import (
     Load,
     Loaded,
     LoadFailed,
+    Progress,
     StepDone,
     ToForkServer,
     ToWorker,
@@ -72,6 +75,7 @@ STEP = StepDone(
 SENT = [
     (ToForkServer, Fork(1)),
     (ToForkServer, Kill(2**40)),
+    (FromForkServer, Forked(2**40)),
     (FromForkServer, Exited(3, -9)),
     (ToWorker, Load(SPEC)),
     (ToWorker, Load(dataclasses.replace(SPEC, threads=None, device=DeviceKind.CPU))),
@@ -79,6 +83,8 @@ SENT = [
     (ToWorker, Generate(2, CHAT)),
     (ToWorker, Generate(3, dataclasses.replace(CHAT, sampling=SamplingParams(seed=-(2**63))))),
     (ToWorker, Cancel(4)),
+    (FromWorker, Beat(2**40)),
+    (FromWorker, Progress(ModelState.WARMING, 0, 2**40)),
     (FromWorker, Loaded(make_facts())),
     (FromWorker, LoadFailed(Failure.of(GenerationTimeout(timeout_s=0.5)))),
     (FromWorker, STEP),

@@ -1,0 +1,106 @@
+"""The thread that renders and tokenizes prompts, in order, so that a long one delays no step."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from inferapi.domain.errors import GenerationTimeout, InferapiError, InvalidRequest, OutOfMemory
+from inferapi.engine.loop import Output, is_out_of_memory
+from inferapi.engine.prompt_encoder import PromptEncoder
+from inferapi.engine.request import Request
+from inferapi.worker.interruption import Interrupted, Interruptible
+from inferapi.worker.messages import Generate
+
+log = logging.getLogger(__name__)
+
+
+class PromptThread:
+    """Prompts in, requests for the engine out; each ends at its deadline or its cancel, whatever its template does.
+
+    Args:
+        deliver: takes a result, in this thread.
+        on_end: told should the thread ever end: nothing would be encoded any more.
+    """
+
+    def __init__(
+        self, encoder: PromptEncoder, *, deliver: Callable[[Request | Output], None], on_end: Callable[[], None]
+    ) -> None:
+        self._encoder = encoder
+        self._deliver = deliver
+        self._on_end = on_end
+        self._waiting: queue.SimpleQueue[Generate] = queue.SimpleQueue()
+        self._pending: set[int] = set()
+        self._cancelled: set[int] = set()
+        self._interruptible = Interruptible()
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._run, name="encoder", daemon=True).start()
+
+    def put(self, message: Generate) -> None:
+        """Encode it when its turn comes; for the reader thread."""
+        self._pending.add(message.request_id)
+        self._waiting.put(message)
+
+    def cancel(self, request_id: int) -> None:
+        """Nobody waits for it any more; for the reader thread. Its result comes all the same, at once."""
+        if request_id in self._pending:
+            self._cancelled.add(request_id)  # first, then interrupt: the encoder looks here once it can be interrupted
+            self._interruptible.interrupt(request_id)
+
+    def is_stuck(self) -> bool:
+        """Look after what is overdue, about once a second; whether it can never be ended."""
+        return self._interruptible.watch()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                message = self._waiting.get()
+                self._deliver(self._encoded(message))
+                self._pending.discard(message.request_id)
+                self._cancelled.discard(message.request_id)
+        except BaseException:
+            log.exception("the encoder thread ended")
+            raise
+        finally:
+            self._on_end()
+
+    def _encoded(self, message: Generate) -> Request | Output:
+        request, encoder = message.request, self._encoder
+        try:
+            tokens, dropped_turns = self._encode(message)
+            stop = (*request.sampling.stop, *encoder.stop_strings(request.prompt))
+        except Interrupted:
+            timeout_s = round(request.deadline_s - request.arrived_s, 3)
+            return Output(message.request_id, GenerationTimeout(timeout_s=timeout_s))
+        except InferapiError as error:
+            return Output(message.request_id, error)
+        except BaseException as error:  # one odd prompt must not end the thread of all; a panic in Rust is no Exception
+            if is_out_of_memory(error):
+                log.warning("no memory to encode a prompt: %s", error)
+                return Output(message.request_id, OutOfMemory())
+            log.exception("a prompt could not be encoded")
+            problem = "The model's tokenizer cannot encode this prompt."
+            return Output(message.request_id, InvalidRequest(problem=problem))
+        return Request(
+            request_id=message.request_id,
+            tokens=tokens,
+            num_prompt_tokens=len(tokens),
+            sampling=replace(request.sampling, stop=stop) if stop else request.sampling,
+            arrived_s=request.arrived_s,
+            dropped_turns=dropped_turns,
+        )
+
+    def _encode(self, message: Generate) -> tuple[list[int], int]:
+        request = message.request
+
+        def encode() -> tuple[list[int], int]:
+            if message.request_id in self._cancelled:
+                raise Interrupted
+            return self._encoder.encode(request.prompt, request.sampling)
+
+        return self._interruptible.run(message.request_id, encode, request.deadline_s)
