@@ -44,8 +44,11 @@ def make_policy(settings: Settings) -> LifecyclePolicy:
         inactivity_threshold_s=settings.inactivity_threshold_s,
         drain_timeout_s=settings.drain_timeout_s,
         load_wait_s=settings.request_timeout_s,
+        load_stall_timeout_s=settings.load_stall_timeout_s,
+        max_queue_age_s=settings.max_queue_age_s,
         memory_budget_bytes=settings.memory_budget_bytes,
         allowed_models=settings.allowed_models,
+        pinned_models=settings.pinned_models,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         threads=settings.threads,
@@ -63,7 +66,10 @@ class Container(containers.DeclarativeContainer):
     probe = providers.Singleton(make_probe, settings.provided.device)
     models = providers.Singleton(TransformersRepository, settings.provided.models_dir)
     launcher = providers.Singleton(
-        ForkServerLauncher, log_level=settings.provided.log_level, log_as_text=settings.provided.logs_as_text
+        ForkServerLauncher,
+        log_level=settings.provided.log_level,
+        log_as_text=settings.provided.logs_as_text,
+        heartbeat_timeout_s=settings.provided.worker_heartbeat_timeout_s,
     )
     sessions = providers.Singleton(MemorySessionStore, clock, settings.provided.session_ttl_s)
 

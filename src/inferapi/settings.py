@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     model: str | None = Field(None, description="Model to load at start.")
     models_dir: Path = Field(Path("models"), description="Local models, <dir>/<org>/<name>/.")
     allowed_models: tuple[str, ...] = Field(("*",), description="JSON list of glob patterns of model names.")
+    pinned_models: tuple[str, ...] = Field(
+        (), description="JSON list of glob patterns of models that make room for no other and never idle out."
+    )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where models live.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the machine computes in it, else float32.")
     memory_budget_bytes: PositiveInt | None = Field(None, description="Ceiling on the memory of all models.")
@@ -45,6 +48,13 @@ class Settings(BaseSettings):
     temperature: float = Field(0.7, ge=0, le=100, description="For requests that do not say; 0 is greedy.")
     max_body_bytes: PositiveInt = Field(1_048_576, description="The largest request body.")
     request_timeout_s: Seconds = Field(300.0, description="An answer must be finished by then.")
+    load_stall_timeout_s: Seconds = Field(120.0, description="A load that makes no progress for so long is given up.")
+    worker_heartbeat_timeout_s: Seconds = Field(
+        15.0, description="A worker that gives no sign of life for so long is killed and replaced."
+    )
+    max_queue_age_s: Seconds = Field(
+        10.0, description="A request waits so long for busy models to make room; then they take no new requests."
+    )
     drain_timeout_s: Seconds = Field(30.0, description="How long running requests may finish before an unload.")
     session_wait_s: Seconds = Field(10.0, description="How long a turn waits for an earlier one.")
     threads: PositiveInt | None = Field(None, description="CPU threads of a worker; default: torch's own choice.")

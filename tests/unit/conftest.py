@@ -30,10 +30,37 @@ from inferapi.domain.generation import Prompt, SamplingParams  # noqa: E402
 from inferapi.domain.model import ModelRef  # noqa: E402
 
 
+class HeldRequest:
+    """A request that keeps its lease until ``finish``, or waits for one."""
+
+    def __init__(self, lifecycle: ModelLifecycle, ref: ModelRef | None) -> None:
+        self._lifecycle = lifecycle
+        self._ref = ref
+        self._finished = asyncio.Event()
+        self.engine: ScriptedEngine | None = None
+        self.task = asyncio.create_task(self._run())
+
+    async def finish(self) -> None:
+        """Give the lease back."""
+        self._finished.set()
+        await settle()
+
+    async def leave(self) -> None:
+        """The client is gone."""
+        self.task.cancel()
+        await settle()
+
+    async def _run(self) -> None:
+        async with self._lifecycle.lease(self._ref) as engine:
+            self.engine = engine
+            await self._finished.wait()
+
+
 class Stage:
     """Everything that ``container.py`` puts together, on fakes. It knows models gpt2, other and third."""
 
     def __init__(self, *words: str, request_timeout_s: float = 300.0, **policy) -> None:
+        self.held: list[HeldRequest] = []
         self.clock = FakeClock()
         self.probe = FakeGpuProbe()
         self.models = FakeModelRepository(*(make_profile(name) for name in ("gpt2", "other", "third", "org/name")))
@@ -56,9 +83,11 @@ class Stage:
         await self.lifecycle.load(ModelRef.parse(name))
         return self.engine
 
-    async def infer(self, text: str = "Hi", **sampling) -> Answered:
+    async def infer(self, text: str = "Hi", *, model: str | None = None, **sampling) -> Answered:
         """One request, to its end."""
-        async with aclosing(self.inference.infer(Prompt(text=text), SamplingParams(**sampling))) as items:
+        ref = ModelRef.parse(model) if model else None
+        prompt, params = Prompt(text=text), SamplingParams(**sampling)
+        async with aclosing(self.inference.infer(prompt, params, model=ref)) as items:
             last = [item async for item in items][-1]
         assert isinstance(last, Answered)
         return last
@@ -71,6 +100,22 @@ class Stage:
         assert not request.done()
         return request
 
+    async def hold(self, name: str | None = None) -> HeldRequest:
+        """A request for that model, or for the current one, that keeps its lease."""
+        request = HeldRequest(self.lifecycle, ModelRef.parse(name) if name else None)
+        self.held.append(request)
+        await settle()
+        return request
+
+    def states(self) -> dict[str, str]:
+        """The state of each model, as ``/status`` shows it."""
+        return {line.name: line.state.value for line in self.lifecycle.status()}
+
+    def told(self, model: str | None = None) -> list[tuple[str, str | None, str]]:
+        """The journal: what happened to which model, and why."""
+        events = self.lifecycle.events(model=model, limit=1000)
+        return [(event.kind.value, event.model, event.reason) for event in events]
+
     def app(self, max_body_bytes: int = 4096):
         sampling = SamplingPolicy(max_new_tokens=600, temperature=0.7)
         return create_app(
@@ -79,13 +124,17 @@ class Stage:
 
     async def aclose(self) -> None:
         """End it, whatever a test left open."""
-        for gate in (self.launcher.gate, self.models.profile_gate, self.models.fetch_gate):
+        launcher, models = self.launcher, self.models
+        for gate in (launcher.gate, launcher.warming_gate, models.profile_gate, models.fetch_gate):
             gate.open()
         for engine in self.launcher.engines:
             engine.closing_gate.open()
         closing = asyncio.create_task(self.lifecycle.aclose())
         await self.clock.advance(1000)
         await closing
+        for request in self.held:
+            request.task.cancel()
+        await asyncio.gather(*(request.task for request in self.held), return_exceptions=True)
 
 
 @pytest.fixture

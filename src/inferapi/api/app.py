@@ -15,6 +15,7 @@ from inferapi.api.infer import infer_router
 from inferapi.api.middleware import BodyGate, RequestIds
 from inferapi.api.models import models_router
 from inferapi.api.schema import SamplingPolicy
+from inferapi.api.status import status_router
 from inferapi.application.conversation import Conversation
 from inferapi.application.inference import Inference
 from inferapi.application.lifecycle import ModelLifecycle
@@ -39,8 +40,10 @@ def create_app(
             await lifecycle.aclose()
 
     app = FastAPI(title="inferapi", version=__version__, lifespan=lifespan, redoc_url=None)
-    app.state.drain = lifecycle.drain  # for a server that can do it before it stops to listen
+    # For a server that can do it before it stops to listen, and for one that is told not to wait.
+    app.state.drain, app.state.abort = lifecycle.drain, lifecycle.abort
     app.include_router(models_router(lifecycle))
+    app.include_router(status_router(lifecycle))
     app.include_router(infer_router(inference, sampling))
     app.include_router(chat_router(conversation, sampling))
     app.include_router(health_router(lifecycle))

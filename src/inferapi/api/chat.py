@@ -57,7 +57,8 @@ def chat_router(conversation: Conversation, policy: SamplingPolicy) -> APIRouter
     @router.post("/chat", response_model=ChatReply)
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer in a session. The answer holds the session's id and whole history, this turn included."""
-        items = conversation.chat(body.session_id, body.text, body.sampling(body.max_new_tokens, policy))
+        sampling = body.sampling(body.max_new_tokens, policy)
+        items = conversation.chat(body.session_id, body.text, sampling, body.ref())
         return await respond(request, items, lambda item: _encode(item, body), stream=body.stream)
 
     @router.post("/system_prompt")

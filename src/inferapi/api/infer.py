@@ -43,7 +43,8 @@ def infer_router(inference: Inference, policy: SamplingPolicy) -> APIRouter:
     @router.post("/infer", response_model=InferReply)
     async def infer(body: InferBody, request: Request) -> Response:
         """Continue a text. Answers ``{"input", "result"}``; ``result`` is the continuation alone."""
-        items = inference.infer(body.prompt(), body.sampling(body.max_new_tokens, policy), body.session_id)
+        sampling = body.sampling(body.max_new_tokens, policy)
+        items = inference.infer(body.prompt(), sampling, body.session_id, body.ref())
         return await respond(request, items, lambda item: _encode(item, body), stream=body.stream)
 
     return router

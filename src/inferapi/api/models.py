@@ -1,21 +1,25 @@
-"""Which model is loaded: load, change, unload, the inactivity threshold, and what there is."""
+"""Which model is loaded: load, change, unload, and the inactivity threshold."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from starlette.responses import Response
 
 from inferapi.api.json_route import JsonRoute
-from inferapi.api.schema import Body
+from inferapi.api.progress import with_progress
+from inferapi.api.schema import Body, ModelName
+from inferapi.api.sse import MEDIA_TYPE, respond
 from inferapi.application.lifecycle import ModelLifecycle
+from inferapi.application.placement import FitAnswer
 from inferapi.application.policy import NEVER_S, checked_threshold_s
-from inferapi.domain.model import EngineFacts, FitReport, LoadOptions, ModelRef, ModelState, ModelStatus
+from inferapi.domain.model import EngineFacts, LoadOptions, LoadProgress, ModelRef
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 GB = 1e9
 
 
@@ -25,6 +29,9 @@ class LoadFields(Body):
     revision: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
     quantization: None = Field(None, description="Not available yet.")
+    pinned: bool | None = Field(
+        None, description="Keep it: it makes room for no other model and is not unloaded when idle."
+    )
     dry_run: bool = Field(False, description="Answer what loading would need, and load nothing.")
 
     def options(self) -> LoadOptions | None:
@@ -35,19 +42,19 @@ class LoadFields(Body):
 class LoadBody(LoadFields):
     """Which model to load."""
 
-    model_name: Name
+    model_name: ModelName
 
 
 class ChangeBody(LoadFields):
     """Which model to change to."""
 
-    new_model_name: Name
+    new_model_name: ModelName
 
 
 class UnloadBody(Body):
     """Which model to unload; the current one without a name."""
 
-    model_name: Name | None = None
+    model_name: ModelName | None = None
 
 
 class ThresholdBody(Body):
@@ -69,29 +76,40 @@ def models_router(lifecycle: ModelLifecycle) -> APIRouter:
     router = APIRouter(tags=["models"], route_class=JsonRoute)
 
     @router.post("/load_model", response_model=StatusReply)
-    async def load_model(body: LoadBody) -> Any:
-        """Make a model resident and current. The load goes on if the client leaves."""
-        ref = ModelRef.parse(body.model_name, body.revision)
+    async def load_model(body: LoadBody, request: Request) -> Response:
+        """Make a model resident and current. The load goes on if the client leaves.
+
+        With ``Accept: text/event-stream`` its progress is streamed.
+        """
+        ref, options = ModelRef.parse(body.model_name, body.revision), body.options()
         if body.dry_run:
-            return _fit(await lifecycle.fit(ref, body.options()))
-        await lifecycle.load(ref, body.options())
-        return StatusReply(status=f"Model {body.model_name} loaded successfully")
+            return _fit(await lifecycle.fit(ref, options))
+        steps = with_progress(lambda listener: lifecycle.load(ref, options, pinned=body.pinned, listener=listener))
+        return await _respond(request, steps, lambda _: f"Model {body.model_name} loaded successfully")
 
     @router.post("/change_model", response_model=StatusReply)
-    async def change_model(body: ChangeBody) -> Any:
-        """Replace the current model; if that fails, the old one is back. Goes on if the client leaves."""
-        ref = ModelRef.parse(body.new_model_name, body.revision)
+    async def change_model(body: ChangeBody, request: Request) -> Response:
+        """Replace the current model; if that fails, the old one is back. Goes on if the client leaves.
+
+        With ``Accept: text/event-stream`` its progress is streamed.
+        """
+        ref, options = ModelRef.parse(body.new_model_name, body.revision), body.options()
         if body.dry_run:
-            return _fit(await lifecycle.fit(ref, body.options()))
-        facts = await lifecycle.change(ref, body.options())
-        size = facts.weights_bytes / GB
-        return StatusReply(status=f"Changed to model {body.new_model_name} successfully ({size:.2f} GB)")
+            return _fit(await lifecycle.fit(ref, options, replacing=True))
+        steps = with_progress(lambda listener: lifecycle.change(ref, options, pinned=body.pinned, listener=listener))
+        return await _respond(
+            request,
+            steps,
+            lambda facts: f"Changed to model {body.new_model_name} successfully ({facts.weights_bytes / GB:.2f} GB)",
+        )
 
     @router.post("/unload_model")
     async def unload_model(body: UnloadBody | None = None) -> StatusReply:
-        """Take a model out of memory, and do not bring it back at the next request."""
+        """Take a model out of memory and do not bring it back at the next request, or cancel its load."""
         name = body.model_name if body else None
-        unloaded = await lifecycle.unload(ModelRef.parse(name) if name else None)
+        unloaded, was_loading = await lifecycle.unload(ModelRef.parse(name) if name else None)
+        if was_loading:
+            return StatusReply(status=f"Loading of model {unloaded} cancelled")
         return StatusReply(status=f"Model {unloaded} unloaded successfully")
 
     @router.post("/change_inactivity_threshold")
@@ -100,48 +118,30 @@ def models_router(lifecycle: ModelLifecycle) -> APIRouter:
         lifecycle.set_inactivity_threshold(body.new_threshold)
         return StatusReply(status=f"Inactivity threshold changed to {body.new_threshold} seconds")
 
-    @router.get("/status")
-    async def status() -> dict[str, Any]:
-        """What is loaded, how busy it is, and how full the memory. Reading it wakes no model."""
-        lines = lifecycle.status()
-        current = str(lifecycle.current) if lifecycle.current else None
-        device = lifecycle.device()
-        return {
-            "state": next((line.state for line in lines if line.name == current), _state(lines)),
-            "current_model": current,
-            "models": [_line(line) for line in lines],
-            "memory": {
-                "total_bytes": device.total_bytes,
-                "used_bytes": device.total_bytes - device.free_bytes,
-                "free_bytes": device.free_bytes,
-            },
-            "inactivity_threshold_s": lifecycle.inactivity_threshold_s,
-        }
-
     return router
 
 
-def _state(lines: list[ModelStatus]) -> ModelState:
-    """Of the server when no model is current: what the one being loaded is at, if there is one."""
-    return lines[-1].state if lines else ModelState.UNLOADED
+async def _respond(
+    request: Request, steps: AsyncGenerator[LoadProgress | EngineFacts], status: Callable[[EngineFacts], str]
+) -> Response:
+    """What happened; with every step on the way there for those who ask for events."""
+
+    def encode(step: LoadProgress | EngineFacts) -> dict[str, Any]:
+        return asdict(step) if isinstance(step, LoadProgress) else {"status": status(step)}
+
+    return await respond(request, steps, encode, stream=MEDIA_TYPE in request.headers.get("accept", ""))
 
 
-def _line(line: ModelStatus) -> dict[str, Any]:
-    facts = dict.fromkeys(field.name for field in fields(EngineFacts))
-    if line.facts is not None:
-        facts = asdict(line.facts)
-    del facts["model"]
-    return {
-        "name": line.name,
-        "state": line.state,
-        "in_flight": line.in_flight,
-        "queued": line.queued,
-        "last_used": line.last_used_s,
-        "unloads_in_s": line.unloads_in_s,
-        **facts,
-    }
-
-
-def _fit(report: FitReport) -> JSONResponse:
-    verdict = {"fits": report.fits, "can_ever_fit": report.can_ever_fit, "needed_bytes": report.needed_bytes}
-    return JSONResponse(asdict(report) | verdict)
+def _fit(answer: FitAnswer) -> JSONResponse:
+    report = answer.report
+    return JSONResponse(
+        asdict(report)
+        | {
+            "fits": answer.fits,
+            "can_ever_fit": report.can_ever_fit,
+            "needed_bytes": report.needed_bytes,
+            "would_evict": list(answer.would_evict),
+            "alternatives": [asdict(alternative) for alternative in answer.alternatives],
+            "expected_load_s": answer.expected_load_s,
+        }
+    )

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from inferapi.application.inference import Answered
 from inferapi.domain.errors import InvalidRequest
 from inferapi.domain.generation import SamplingParams
+from inferapi.domain.model import ModelRef
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)]
 SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 MAX_TOKEN_COUNT = 1_000_000
@@ -54,6 +56,17 @@ class SamplingBody(Body):
     ignore_eos: bool = False
     stream: bool = Field(False, description="Answer as server-sent events.")
     details: bool = Field(False, description="Add usage, timings and the reason of the end.")
+    model: ModelName | None = Field(
+        None, description="Which model answers; it is loaded if need be. Without one: the current model."
+    )
+
+    def ref(self) -> ModelRef | None:
+        """The model that is meant.
+
+        Raises:
+            ModelNameInvalid: it is no model name.
+        """
+        return ModelRef.parse(self.model) if self.model is not None else None
 
     def sampling(self, max_new_tokens: int, policy: SamplingPolicy) -> SamplingParams:
         """The parameters for the engine.

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+MEDIA_TYPE = "text/event-stream"
 PING_S = 10.0
 DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
@@ -66,7 +67,7 @@ class EventStream(StreamingResponse):
         self._pump = pump
         super().__init__(
             self._events(first, encode),
-            media_type="text/event-stream",
+            media_type=MEDIA_TYPE,
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 

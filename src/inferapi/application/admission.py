@@ -6,10 +6,22 @@ from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 
 from inferapi.application import memory_fit
+from inferapi.application.calibration import Calibration
 from inferapi.application.policy import LifecyclePolicy, ModelKey
 from inferapi.domain.errors import InsufficientMemory, ModelNotAllowed, ModelTooLarge
-from inferapi.domain.model import Device, EngineSpec, FitReport, LoadOptions, ModelProfile, ModelRef
+from inferapi.domain.model import (
+    Alternative,
+    Device,
+    EngineFacts,
+    EngineSpec,
+    FitReport,
+    LoadOptions,
+    ModelProfile,
+    ModelRef,
+)
 from inferapi.domain.ports import GpuProbe
+
+_KEPT = 256
 
 
 class Admission:
@@ -18,6 +30,8 @@ class Admission:
     def __init__(self, probe: GpuProbe, policy: LifecyclePolicy) -> None:
         self._probe = probe
         self._policy = policy
+        self._calibration = Calibration()
+        self._load_s: dict[ModelKey, float] = {}
 
     def key(self, ref: ModelRef, options: LoadOptions | None) -> ModelKey:
         """The load that is meant.
@@ -36,24 +50,49 @@ class Admission:
         return self._probe.device()
 
     def report(
-        self,
-        profile: ModelProfile,
-        options: LoadOptions,
-        *,
-        resident_bytes: int,
-        reclaimable_bytes: int,
-        unwritten_bytes: int,
+        self, key: ModelKey, profile: ModelProfile, *, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int
     ) -> FitReport:
         """What the model needs against what there is once ``reclaimable_bytes`` are given back."""
         device = self.device()
-        room = memory_fit.room_for(
+        room = self._room(device, resident_bytes, reclaimable_bytes, unwritten_bytes)
+        return memory_fit.fit(
+            profile,
+            key.options,
+            device,
+            room,
+            max_batch=self._policy.max_batch,
+            correction=self._calibration.ratio((key, profile.commit)),
+        )
+
+    def alternatives(
+        self, key: ModelKey, profile: ModelProfile, *, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int
+    ) -> tuple[Alternative, ...]:
+        """Other ways to load it that would fit in the same room."""
+        device = self.device()
+        room = self._room(device, resident_bytes, reclaimable_bytes, unwritten_bytes)
+        return memory_fit.alternatives(profile, key.options, device, room, max_batch=self._policy.max_batch)
+
+    def _room(
+        self, device: Device, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int
+    ) -> memory_fit.Room:
+        return memory_fit.room_for(
             device,
             budget_bytes=self._policy.memory_budget_bytes,
             resident_bytes=resident_bytes,
             reclaimable_bytes=reclaimable_bytes,
             unwritten_bytes=unwritten_bytes,
         )
-        return memory_fit.fit(profile, options, device, room, max_batch=self._policy.max_batch)
+
+    def learn(self, key: ModelKey, profile: ModelProfile, report: FitReport, facts: EngineFacts) -> None:
+        """What a load turned out to take corrects the next estimate."""
+        self._calibration.learn((key, profile.commit), report.loaded_bytes, facts.memory_bytes)
+        self._load_s[key] = facts.load_s
+        while len(self._load_s) > _KEPT:
+            del self._load_s[next(iter(self._load_s))]
+
+    def expected_load_s(self, key: ModelKey) -> float | None:
+        """How long its last load took, without a download."""
+        return self._load_s.get(key)
 
     def require(self, report: FitReport, profile: ModelProfile) -> None:
         """Nothing, if it fits.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from inferapi.application.inference import Answered, Inference
 from inferapi.domain.chat import Message, Session, Turn
 from inferapi.domain.generation import Chunk, Prompt, SamplingParams
+from inferapi.domain.model import ModelRef
 from inferapi.domain.ports import Clock, SessionStore
 
 
@@ -45,7 +46,7 @@ class Conversation:
         self._turn_wait_s = turn_wait_s
 
     async def chat(
-        self, session_id: str | None, text: str, sampling: SamplingParams
+        self, session_id: str | None, text: str, sampling: SamplingParams, model: ModelRef | None = None
     ) -> AsyncGenerator[Chunk | TurnStored]:
         """Yield the answer to ``text`` in its session, then, when the turn is stored, ``TurnStored``.
 
@@ -62,7 +63,7 @@ class Conversation:
             session = await self._sessions.get(session_id) or Session(session_id, await self._system_prompt())
             question = Message("user", text)
             prompt = Prompt(messages=(*session.messages(), question), drop_oldest_turns=True)
-            async with aclosing(self._inference.infer(prompt, sampling, affinity=session_id)) as items:
+            async with aclosing(self._inference.infer(prompt, sampling, session_id, model)) as items:
                 async for item in items:
                     if isinstance(item, Chunk):
                         yield item

@@ -1,4 +1,4 @@
-"""Answers from the current model: one prompt in, chunks out."""
+"""Answers from a model: one prompt in, chunks out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.domain.generation import Chunk, Finish, GenerationRequest, Prompt, SamplingParams
+from inferapi.domain.model import ModelRef
 from inferapi.domain.ports import Clock
 
 
@@ -21,7 +22,7 @@ class Answered:
 
 
 class Inference:
-    """Runs prompts on whatever model is current, each within the request deadline."""
+    """Runs prompts on the model they name or on the current one, each within the request deadline."""
 
     def __init__(self, lifecycle: ModelLifecycle, clock: Clock, request_timeout_s: float) -> None:
         self._lifecycle = lifecycle
@@ -29,10 +30,11 @@ class Inference:
         self._request_timeout_s = request_timeout_s
 
     async def infer(
-        self, prompt: Prompt, sampling: SamplingParams, affinity: str | None = None
+        self, prompt: Prompt, sampling: SamplingParams, affinity: str | None = None, model: ModelRef | None = None
     ) -> AsyncGenerator[Chunk | Answered]:
         """Yield the pieces of the answer as they are decoded, none empty, then ``Answered``.
 
+        Without ``model`` the current one answers; a named one is loaded first if need be.
         Closing the generator stops the work within one decode step.
 
         Raises:
@@ -41,7 +43,7 @@ class Inference:
         """
         arrived_s = self._clock.monotonic_s()
         request = GenerationRequest(prompt, sampling, arrived_s, arrived_s + self._request_timeout_s, affinity)
-        async with self._lifecycle.lease() as engine, aclosing(engine.generate(request)) as chunks:
+        async with self._lifecycle.lease(model) as engine, aclosing(engine.generate(request)) as chunks:
             parts: list[str] = []
             async for chunk in chunks:
                 if chunk.text:

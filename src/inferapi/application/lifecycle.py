@@ -1,40 +1,34 @@
-"""Which model is loaded: the one place that knows, and the one that changes it.
+"""Which model is loaded: the use cases of operators, and leases for requests.
 
-Every change is an operation, one at a time. Whatever happens between two ``await``s here is one transition: the
-state that a decision rests on is read in the same breath. Requests hold leases; a model goes only when nobody
-holds one, or when the drain deadline has passed.
+The rooms behind it: ``fleet`` knows, ``control`` decides, ``loading`` and ``unloading`` act. ARCHITECTURE.md draws
+the states.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 from inferapi.application.admission import Admission
-from inferapi.application.operations import Operation, Operations
-from inferapi.application.policy import NEVER_S, LifecyclePolicy, ModelKey
-from inferapi.application.residents import Resident, Residents
-from inferapi.application.swap import ModelSwap
-from inferapi.domain.errors import InferapiError, ModelNotLoaded, ShuttingDown
-from inferapi.domain.model import (
-    Device,
-    EngineFacts,
-    FitReport,
-    LoadOptions,
-    ModelRef,
-    ModelState,
-    ModelStatus,
-)
+from inferapi.application.changes import Changes
+from inferapi.application.control import ControlLoop
+from inferapi.application.fleet import Fleet
+from inferapi.application.jobs import Listener
+from inferapi.application.journal import Event, EventKind
+from inferapi.application.loading import ModelLoads
+from inferapi.application.placement import FitAnswer, Placement
+from inferapi.application.policy import LifecyclePolicy
+from inferapi.application.residents import Resident
+from inferapi.application.unloading import ModelUnloads
+from inferapi.application.waiting import Waiter
+from inferapi.domain.errors import ModelNotLoaded, OperationInProgress, QueueFull, ShuttingDown
+from inferapi.domain.model import Device, EngineFacts, LoadOptions, ModelRef, ModelStatus
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, TextEngine
-
-log = logging.getLogger(__name__)
 
 
 class ModelLifecycle:
-    """Loads, changes and unloads models, and leases the current one to requests."""
+    """Loads, changes and unloads models, and leases them to requests."""
 
     def __init__(
         self,
@@ -44,106 +38,184 @@ class ModelLifecycle:
         clock: Clock,
         policy: LifecyclePolicy,
     ) -> None:
+        self._models = models
         self._launcher = launcher
-        self._admission = Admission(probe, policy)
-        self._clock = clock
         self._policy = policy
-        self._threshold_s = policy.inactivity_threshold_s
-        self._residents = Residents(clock)
-        self._swap = ModelSwap(models, launcher, self._admission, self._residents, policy)
-        self._operations = Operations(clock, self._residents.ring)
-        self._current: ModelKey | None = None  # also while it is unloaded: the next request loads it again
-        self._reaper: asyncio.Task[None] | None = None
+        self._fleet = fleet = Fleet(clock, policy)
+        self._admission = Admission(probe, policy)
+        self._placement = Placement(fleet, self._admission)
+        self._unloads = ModelUnloads(fleet, probe)
+        self._loads = ModelLoads(fleet, models, launcher, self._admission, self._placement, self._unloads)
+        self._changes = Changes(fleet, self._loads, self._unloads)
+        self._control = ControlLoop(fleet, self._placement, self._loads, self._unloads, policy.inactivity_threshold_s)
+        self._controlling: asyncio.Task[None] | None = None
         self._preload = self._admission.key(policy.preload, None) if policy.preload else None
         self._unready: str | None = "loading" if policy.preload else None
 
-    # What the outside may ask
-
     async def start(self) -> None:
-        """Begin to watch for idle models, let the launcher prepare, and begin to load the first model."""
-        self._reaper = asyncio.create_task(self._reap(), name="idle models")
+        """Begin to decide, let the launcher prepare, and begin to load the first model."""
+        self._controlling = asyncio.create_task(self._control.run(), name="control loop")
         await self._launcher.start()
         if self._preload is not None:
-            key = self._preload
-            self._operations.begin(f"loading {key.ref}", key, partial(self._load_first, key))
+            job = self._loads.begin(self._preload, explicit=True, reason="named at start")
+            job.task.add_done_callback(self._first_ended)
 
-    async def load(self, ref: ModelRef, options: LoadOptions | None = None) -> EngineFacts:
+    # What operators may ask
+
+    async def load(
+        self,
+        ref: ModelRef,
+        options: LoadOptions | None = None,
+        *,
+        pinned: bool | None = None,
+        listener: Listener | None = None,
+    ) -> EngineFacts:
         """Make a model resident and current; at once if it is. Survives the caller.
+
+        Args:
+            ref: the model.
+            options: how to load it; ``None`` leaves it to the server.
+            pinned: keep it until it is asked to go; ``None`` leaves it to the server.
+            listener: hears of every step of the load, also if somebody else began it.
 
         Raises:
             ModelUnavailable: it cannot be had or does not fit; what served before still does.
             OperationInProgress: another change is under way.
+            LoadCancelled: ``unload`` was asked for meanwhile.
         """
-        if self._operations.is_closed:
-            raise ShuttingDown
         key = self._admission.key(ref, options)
-        resident = self._residents.find(key)
-        if resident is not None and resident.is_ready and self._operations.current is None:
-            self._current = key
-            self._residents.touch(resident)
-            return resident.engine.facts
-        return await self._change(f"loading {ref}", key, replaced=None)
+        await self._changes.cleaned_up(key)
+        self._changes.require_no_other(key, replaces=None)
+        resident = self._changes.same(key)
+        if resident is not None and resident.is_ready:
+            return self._changes.make_current(resident, pinned=pinned)
+        return await self._changes.joined(self._changes.explicit(key, replaces=None, pinned=pinned), listener)
 
-    async def change(self, ref: ModelRef, options: LoadOptions | None = None) -> EngineFacts:
+    async def change(
+        self,
+        ref: ModelRef,
+        options: LoadOptions | None = None,
+        *,
+        pinned: bool | None = None,
+        listener: Listener | None = None,
+    ) -> EngineFacts:
         """Replace the current model. On failure it is back, and the error says so. Survives the caller.
 
         Raises:
             ModelNotLoaded: there is nothing to change.
-            ModelUnavailable, OperationInProgress: as ``load``.
+            others: as ``load``.
         """
         key = self._admission.key(ref, options)
-        if self._current is None:
+        await self._changes.cleaned_up(key)
+        replaced = self._fleet.current
+        if replaced is None and self._fleet.jobs.find(key) is None:
             raise ModelNotLoaded
-        return await self._change(f"changing to {ref}", key, replaced=self._current)
+        self._changes.require_no_other(key, replaces=replaced)
+        resident = self._changes.same(key)
+        if resident is not None and resident.is_ready:
+            facts = self._changes.make_current(resident, pinned=pinned)
+        else:
+            facts = await self._changes.joined(self._changes.explicit(key, replaces=replaced, pinned=pinned), listener)
+        left = [r for r in self._fleet.residents if r.key == replaced and r.key != self._fleet.current]
+        await self._changes.take_away(left, f"replaced by {ref}")
+        return facts
 
-    async def unload(self, ref: ModelRef | None = None) -> ModelRef:
-        """Take a model, or the current one, out of memory; requests do not bring it back.
+    async def unload(self, ref: ModelRef | None = None) -> tuple[ModelRef, bool]:
+        """Take a model, or the current one, out of memory, or cancel its load; requests do not bring it back.
+
+        Returns the model, and whether it was a load that was cancelled.
 
         Raises:
-            ModelNotLoaded: it is not loaded.
-            OperationInProgress: another change is under way.
+            ModelNotLoaded: it is neither loaded nor being loaded.
+            OperationInProgress: it makes room for another one just now.
         """
-        known = [resident.key for resident in self._residents] + ([self._current] if self._current else [])
-        key = self._current if ref is None else next((key for key in known if key.ref == ref), None)
+        fleet = self._fleet
+        loading = await self._changes.cancelled(ref)
+        if loading is not None:
+            return loading, True
+        key = fleet.current if ref is None else fleet.known(ref)
         if key is None:
             raise ModelNotLoaded
-        await self._operations.join(f"unloading {key.ref}", key, partial(self._unload, key))
-        return key.ref
+        for other in fleet.jobs:
+            if other.replaces == key or any(r.key == key for r in (*other.victims, *other.displaced)):
+                raise OperationInProgress(operation=other.name)
+        if fleet.current == key:
+            fleet.current = None
+        await self._changes.take_away([r for r in fleet.residents if r.key == key], "asked for")
+        return key.ref, False
 
-    async def fit(self, ref: ModelRef, options: LoadOptions | None = None) -> FitReport:
-        """What loading would need, without loading."""
-        return await self._swap.fit(self._admission.key(ref, options))
+    async def fit(self, ref: ModelRef, options: LoadOptions | None = None, *, replacing: bool = False) -> FitAnswer:
+        """What loading would need and whom it would displace, without loading."""
+        key = self._admission.key(ref, options)
+        profile = await self._models.profile(ref)
+        return self._placement.answer(key, profile, self._fleet.current if replacing else None)
+
+    def set_inactivity_threshold(self, threshold_s: int) -> None:
+        """Unload after so long without use, from now on and for idle models at once; ``NEVER_S`` for never."""
+        self._control.threshold_s = threshold_s
+        self._fleet.journal.record(EventKind.THRESHOLD_CHANGED, None, "asked for", threshold_s=threshold_s)
+        self._fleet.bell.ring()
+
+    def _first_ended(self, task: asyncio.Task[Resident]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._unready = "loading the model named at start failed"
+
+    # What requests ask
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[TextEngine]:
-        """The current model's engine, kept for as long as the context lasts; loaded first if need be.
+    async def lease(self, ref: ModelRef | None = None) -> AsyncIterator[TextEngine]:
+        """The engine of the named model, or of the current one, kept for as long as the context lasts.
+
+        It is loaded first if need be; a model that is loaded already is taken as it was loaded.
 
         Raises:
             ModelNotLoaded: no model was ever loaded, or it was unloaded on purpose.
             ModelLoading: it was not ready in time.
-            ModelUnavailable: loading it again failed.
+            QueueFull: too many wait for it already.
+            ModelUnavailable: it may not be loaded, or loading it failed.
         """
-        resident = await self._acquire()
+        resident = await self._acquire(ref)
         try:
             yield resident.engine
         finally:
-            resident.leases -= 1
-            self._residents.touch(resident)
+            self._fleet.residents.release(resident)
 
-    def set_inactivity_threshold(self, threshold_s: int) -> None:
-        """Unload after so long without use, from now on and for idle models at once; ``NEVER_S`` for never."""
-        self._threshold_s = threshold_s
-        self._residents.ring()
+    async def _acquire(self, ref: ModelRef | None) -> Resident:
+        fleet = self._fleet
+        if fleet.is_closed:
+            raise ShuttingDown
+        key = None if ref is None else self._admission.key(ref, None)
+        if ref is not None:
+            key = fleet.known(ref) or key
+        resident = fleet.resident(key or fleet.current)
+        if resident is not None and resident.is_ready:
+            resident.leases += 1
+            return resident
+        waiting = len(fleet.waiters_for(key or fleet.current))
+        if waiting >= self._policy.max_batch + self._policy.max_queue:
+            raise QueueFull(waiting=waiting)
+        now_s = fleet.clock.monotonic_s()
+        waiter = Waiter(key, now_s, now_s + self._policy.load_wait_s)
+        fleet.waiting.enter(waiter)
+        fleet.bell.ring()
+        try:
+            return await waiter.granted
+        except asyncio.CancelledError:
+            if waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
+                fleet.residents.release(waiter.granted.result())  # granted in the moment in which it left
+            raise
+
+    # What anybody may look at: reading gates nothing
 
     @property
     def inactivity_threshold_s(self) -> int:
         """What was set last."""
-        return self._threshold_s
+        return self._control.threshold_s
 
     @property
     def current(self) -> ModelRef | None:
         """The model that requests go to, loaded or not."""
-        return self._current.ref if self._current else None
+        return self._fleet.current.ref if self._fleet.current else None
 
     @property
     def unready_reason(self) -> str | None:
@@ -151,103 +223,46 @@ class ModelLifecycle:
 
         No model need be loaded for that; but if one was named at start, then some model must have been.
         """
-        if self._operations.is_closed:
+        if self._fleet.is_closed:
             return "draining"
-        return self._unready
+        if self._controlling is not None and self._control.is_stalled:
+            return "the control loop does not decide"
+        return None if self._fleet.was_ready else self._unready
 
     def device(self) -> Device:
         """Where models live, and how full it is."""
         return self._admission.device()
 
+    def events(self, *, model: str | None = None, after_id: int = 0, limit: int) -> list[Event]:
+        """What became of models, and why; the newest ``limit``, oldest first."""
+        return self._fleet.journal.events(model=model, after_id=after_id, limit=limit)
+
     def status(self) -> list[ModelStatus]:
-        """One line a model: resident, being loaded, or waiting for a request."""
-        now_s = self._clock.monotonic_s()
-        lines = [resident.status(now_s, self._threshold_s) for resident in self._residents]
-        named = {resident.key for resident in self._residents}
-        operation = self._operations.current
-        if operation is not None and operation.key not in named:
-            lines.append(ModelStatus(str(operation.key.ref), operation.stage))
-            named.add(operation.key)
-        if self._current is not None and self._current not in named:
-            lines.append(ModelStatus(str(self._current.ref), ModelState.UNLOADED))
-        return lines
+        """One line a model: in memory, being loaded, or waiting for a request."""
+        return self._fleet.status(self.inactivity_threshold_s)
+
+    # The end
 
     async def drain(self) -> None:
         """Take no more requests, let those that run finish until the drain deadline, end every engine."""
-        self._operations.close()
-        if self._reaper is not None:
-            self._reaper.cancel()
-            await asyncio.gather(self._reaper, return_exceptions=True)
-        await self._operations.aclose()
-        await self._swap.drain()
+        fleet = self._fleet
+        fleet.is_closed = True
+        if self._controlling is not None:
+            self._controlling.cancel()
+            await asyncio.gather(self._controlling, return_exceptions=True)
+        fleet.waiting.refuse_all(ShuttingDown)
+        for job in fleet.jobs:
+            job.task.cancel()
+        await asyncio.gather(*(job.task for job in fleet.jobs), return_exceptions=True)
+        await self._changes.take_away(list(fleet.residents), "the server ends")
+        await fleet.settled()
+
+    async def abort(self) -> None:
+        """End every engine at once; the requests that use them are told so."""
+        self._fleet.is_closed = True
+        await self._launcher.aclose()
 
     async def aclose(self) -> None:
         """Drain, if that was not done, and end what is left."""
         await self.drain()
         await self._launcher.aclose()
-
-    # Operations
-
-    async def _change(self, name: str, key: ModelKey, replaced: ModelKey | None) -> EngineFacts:
-        facts: EngineFacts = await self._operations.join(name, key, partial(self._load, key, replaced=replaced))
-        return facts
-
-    async def _load(self, key: ModelKey, operation: Operation, *, replaced: ModelKey | None) -> EngineFacts:
-        resident = self._residents.find(key)
-        if resident is None:
-            resident = await self._swap.load(key, operation, replaced)
-        elif replaced not in {None, key}:  # it is one of several that are resident
-            await self._swap.remove([other for other in self._residents if other.key == replaced])
-        self._current = key
-        self._unready = None
-        return resident.engine.facts
-
-    async def _load_first(self, key: ModelKey, operation: Operation) -> EngineFacts:
-        try:
-            return await self._load(key, operation, replaced=None)
-        except InferapiError:
-            self._unready = "loading the model named at start failed"
-            raise
-
-    async def _unload(self, key: ModelKey, _: Operation) -> None:
-        if self._current == key:
-            self._current = None
-        await self._swap.remove([resident for resident in self._residents if resident.key == key])
-
-    async def _unload_idle(self, resident: Resident, _: Operation) -> None:
-        await self._swap.remove([resident])
-        log.info("unloaded %s after %d s without use", resident.key.ref, self._threshold_s)
-
-    # Requests and time
-
-    async def _acquire(self) -> Resident:
-        deadline_s = self._clock.monotonic_s() + self._policy.load_wait_s
-        while True:
-            if self._operations.is_closed:
-                raise ShuttingDown
-            resident = self._residents.find(self._current)
-            if resident is not None and resident.is_ready:
-                resident.leases += 1
-                return resident
-            operation = self._operations.current
-            if operation is None:
-                key = self._current
-                if key is None:
-                    raise ModelNotLoaded
-                load = partial(self._load, key, replaced=None)
-                operation = self._operations.begin(f"loading {key.ref}", key, load, implicit=True)
-            await self._operations.wait(operation, deadline_s)
-
-    async def _reap(self) -> None:
-        """Unload models that nobody used for the threshold, counted from the end of the last request."""
-        while True:
-            delay_s = None
-            idle = self._residents.idle()
-            if idle and self._operations.current is None and self._threshold_s != NEVER_S:
-                delay_s = idle[0].last_used_s + self._threshold_s - self._clock.monotonic_s()
-            if delay_s is not None and delay_s <= 0:
-                idle[0].state = ModelState.DRAINING  # now, so that no request gets in before the task runs
-                unload = partial(self._unload_idle, idle[0])
-                self._operations.begin(f"unloading {idle[0].key.ref}", idle[0].key, unload, implicit=True)
-            else:
-                await self._residents.changed(delay_s)

@@ -30,7 +30,11 @@ class LifecyclePolicy:
         drain_timeout_s: how long running requests may finish before their model goes.
         load_wait_s: how long a request waits for a model that is being loaded.
         memory_budget_bytes: a ceiling on the memory of all models; none for what the probe reports.
+        load_stall_timeout_s: a load that makes no progress for so long is given up.
+        max_queue_age_s: a request for a model that is not loaded waits so long for those in memory to fall idle;
+            then they take no new requests until it had its turn.
         allowed_models: glob patterns of names.
+        pinned_models: glob patterns of names that neither make room for others nor are unloaded when idle.
         threads: CPU threads of a worker; none for torch's own choice.
         default_options: for loads that do not say.
         preload: the model to load at start; the server is not ready before.
@@ -40,8 +44,11 @@ class LifecyclePolicy:
     inactivity_threshold_s: int = 300
     drain_timeout_s: float = 30.0
     load_wait_s: float = 300.0
+    load_stall_timeout_s: float = 120.0
+    max_queue_age_s: float = 10.0
     memory_budget_bytes: int | None = None
     allowed_models: tuple[str, ...] = ("*",)
+    pinned_models: tuple[str, ...] = ()
     max_batch: int = 32
     max_queue: int = 64
     threads: int | None = None

@@ -3,36 +3,102 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+from inferapi.application.bell import Bell
 from inferapi.application.policy import NEVER_S, ModelKey
-from inferapi.domain.model import DeviceKind, EngineSpec, ModelState, ModelStatus
+from inferapi.domain.model import TRANSITIONS, DeviceKind, EngineSpec, ModelRef, ModelState, ModelStatus
 from inferapi.domain.ports import Clock, TextEngine
+
+
+class IllegalTransitionError(Exception):
+    """A model was to enter a state that cannot follow the one it is in: a fault of ours."""
+
+
+def checked(before: ModelState, after: ModelState) -> ModelState:
+    """``after``, if it may follow ``before``.
+
+    Raises:
+        IllegalTransitionError: it may not.
+    """
+    if after not in TRANSITIONS[before]:
+        raise IllegalTransitionError(f"{before} to {after}")
+    return after
 
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """A loaded model. ``last_used_s`` is monotonic, ``last_used_wall_s`` is for people."""
+    """One instance of a loaded model; loaded again it is another one.
+
+    Attributes:
+        names: the refs that turned out to mean this very model.
+        ready_s, last_used_s: monotonic; ``last_used_wall_s`` is for people.
+        leases: requests that use it. It does not go while there are any, unless a drain deadline passes.
+        leavers: how many want it gone; when the last of them thinks otherwise, it is ready again.
+        ending: the task that ends it, once one does.
+    """
 
     key: ModelKey
     spec: EngineSpec
     engine: TextEngine
+    commit: str | None
+    ready_s: float
     last_used_s: float
     last_used_wall_s: float
+    pinned: bool = False
     state: ModelState = ModelState.READY
     leases: int = 0
+    leavers: int = 0
+    names: set[ModelRef] = field(default_factory=set)
+    ending: asyncio.Task[None] | None = None
 
     @property
     def is_ready(self) -> bool:
         """A lease may be granted."""
         return self.state is ModelState.READY and not self.engine.is_closed
 
+    @property
+    def is_free(self) -> bool:
+        """Ready, and nobody uses it."""
+        return self.is_ready and not self.leases
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes, as last measured."""
+        return max(self.engine.facts.memory_bytes, self.engine.load.memory_bytes)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What it may still grow by: on a CPU the KV cache takes memory only once it is written."""
+        return max(self.spec.promised_bytes - self.held_bytes, 0) if self.spec.device is DeviceKind.CPU else 0
+
+    def to(self, state: ModelState) -> None:
+        """Enter the next state.
+
+        Raises:
+            IllegalTransitionError: it cannot follow this one.
+        """
+        self.state = checked(self.state, state)
+
+    def leaves(self) -> bool:
+        """Somebody wants it gone: no more leases. Whether that is news."""
+        self.leavers += 1
+        is_news = self.state is ModelState.READY
+        if is_news:
+            self.to(ModelState.DRAINING)
+        return is_news
+
+    def stays(self) -> None:
+        """Somebody does not want it gone any more."""
+        self.leavers -= 1
+        if self.state is ModelState.DRAINING and not self.leavers:
+            self.to(ModelState.READY)
+
     def status(self, now_s: float, threshold_s: int) -> ModelStatus:
         """The line of ``/status``."""
         unloads_in_s = None
-        if threshold_s != NEVER_S and not self.leases and self.state is ModelState.READY:
+        if threshold_s != NEVER_S and self.is_free and not self.pinned:
             unloads_in_s = max(self.last_used_s + threshold_s - now_s, 0.0)
         queued = self.engine.load.waiting
         return ModelStatus(
@@ -42,17 +108,18 @@ class Resident:
             queued=queued,
             last_used_s=self.last_used_wall_s,
             unloads_in_s=unloads_in_s,
+            pinned=self.pinned,
             facts=self.engine.facts,
         )
 
 
 class Residents:
-    """All loaded models, and a bell that rings at every change of them."""
+    """All models in memory, those that are on their way out included."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, bell: Bell) -> None:
         self._clock = clock
+        self._bell = bell
         self._all: list[Resident] = []
-        self._changed = asyncio.Event()
 
     def __iter__(self) -> Iterator[Resident]:
         """In order of loading."""
@@ -62,11 +129,16 @@ class Residents:
         """The living model of that key."""
         return next((resident for resident in self._all if resident.key == key and not resident.engine.is_closed), None)
 
-    def add(self, key: ModelKey, spec: EngineSpec, engine: TextEngine) -> Resident:
+    def named(self, ref: ModelRef) -> Resident | None:
+        """The living model that a request means by that name, however it was loaded."""
+        return next((r for r in self._all if ref in r.names and not r.engine.is_closed), None)
+
+    def add(self, key: ModelKey, spec: EngineSpec, engine: TextEngine, *, commit: str | None, pinned: bool) -> Resident:
         """A model that was just loaded."""
-        resident = Resident(key, spec, engine, self._clock.monotonic_s(), self._clock.wall_s())
+        now_s = self._clock.monotonic_s()
+        resident = Resident(key, spec, engine, commit, now_s, now_s, self._clock.wall_s(), pinned, names={key.ref})
         self._all.append(resident)
-        self.ring()
+        self._bell.ring()
         return resident
 
     def discard(self, resident: Resident) -> bool:
@@ -74,61 +146,15 @@ class Residents:
         if resident not in self._all:
             return False
         self._all.remove(resident)
-        self.ring()
+        self._bell.ring()
         return True
 
     def touch(self, resident: Resident) -> None:
         """It was used until now."""
         resident.last_used_s, resident.last_used_wall_s = self._clock.monotonic_s(), self._clock.wall_s()
-        self.ring()
+        self._bell.ring()
 
-    def idle(self) -> list[Resident]:
-        """Ready and used by nobody, the longest first."""
-        idle = [resident for resident in self._all if resident.state is ModelState.READY and not resident.leases]
-        return sorted(idle, key=lambda resident: resident.last_used_s)
-
-    def making_room_for(self, key: ModelKey, replaced: ModelKey | None, max_resident: int) -> list[Resident]:
-        """Who must go: the replaced model, the same model loaded otherwise, then idle ones, the longest first."""
-        going = [r for r in self._all if r.key.ref.name == key.ref.name or (replaced is not None and r.key == replaced)]
-        others = sorted((r for r in self._all if r not in going), key=lambda r: (r.leases > 0, r.last_used_s))
-        surplus = len(others) + 1 - max_resident
-        return going + others[: max(surplus, 0)]
-
-    async def drained(self, residents: Sequence[Resident], timeout_s: float) -> None:
-        """Wait until nobody uses them, or the time is over."""
-        deadline_s = self._clock.monotonic_s() + timeout_s
-        while any(resident.leases for resident in residents):
-            remaining_s = deadline_s - self._clock.monotonic_s()
-            if remaining_s <= 0:
-                return
-            await self.changed(remaining_s)
-
-    def ring(self) -> None:
-        """Wake everybody who waits for a change."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def changed(self, timeout_s: float | None) -> None:
-        """Wait for the next change, or until the time is over."""
-        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._changed.wait())}
-        if timeout_s is not None:
-            waits.add(asyncio.ensure_future(self._clock.sleep(timeout_s)))
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-
-
-def unwritten_bytes(residents: Iterable[Resident]) -> int:
-    """What they may still grow by: on a CPU the KV cache takes memory only once it is written."""
-    return sum(
-        max(resident.spec.promised_bytes - resident.engine.facts.memory_bytes, 0)
-        for resident in residents
-        if resident.spec.device is DeviceKind.CPU
-    )
-
-
-def memory_bytes(residents: Iterable[Resident]) -> int:
-    """What they take together, as measured when they were loaded."""
-    return sum(resident.engine.facts.memory_bytes for resident in residents)
+    def release(self, resident: Resident) -> None:
+        """A lease is returned; the idle time begins with the last one."""
+        resident.leases -= 1
+        self.touch(resident)

@@ -1,4 +1,4 @@
-"""The command line: ``inferapi serve``."""
+"""``inferapi serve``: the server in this process, and its end in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Annotated
 
 import typer
 import uvicorn
@@ -24,32 +23,11 @@ _KEEP_ALIVE_S = 75
 _LAST_WORDS_S = 2  # for responses to leave once their work has ended
 _SIGNAL_POLL_S = 0.1  # uvicorn's own: a signal handler may only set a flag
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve Hugging Face language models over HTTP.")
 
-
-@app.callback()
-def _root() -> None:
-    """So that ``serve`` stays a command by name while it is the only one."""
-
-
-def _settings_help() -> str:
-    lines = ["Start the server. Settings come from the environment:", ""]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f" (default: {field.default})"
-        lines += [f"INFERAPI_{name.upper()}: {field.description}{default}", ""]
-    return "\n".join([*lines, "HUGGING_FACE_HUB_TOKEN (or HF_TOKEN): for private and gated models."])
-
-
-@app.command(help=_settings_help())
-def serve(
-    host: Annotated[str | None, typer.Option(help="Overrides INFERAPI_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Overrides INFERAPI_PORT.")] = None,
-    model: Annotated[str | None, typer.Option(help="Overrides INFERAPI_MODEL.")] = None,
-) -> None:
-    """Run until SIGTERM or Ctrl-C."""
-    given = {name: value for name, value in (("host", host), ("port", port), ("model", model)) if value is not None}
+def serve(settings_given: dict[str, object]) -> None:
+    """Run until SIGTERM or Ctrl-C; a setting that is no good ends it with status 2."""
     try:
-        settings = Settings(**given)  # type: ignore[arg-type]  # each option has its field's type
+        settings = Settings(**settings_given)  # type: ignore[arg-type]  # each option has its field's type
         application = create(settings)
     except ValidationError as error:
         for entry in error.errors():
@@ -77,15 +55,18 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
-    DrainingServer(config, application.state.drain).run()
+    DrainingServer(config, drain=application.state.drain, abort=application.state.abort).run()
 
 
 class DrainingServer(uvicorn.Server):
     """Drains before it stops to listen: probes see it, new requests are told, and running streams end properly."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, drain: Callable[[], Awaitable[None]], abort: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(config)
         self._drain = drain
+        self._abort = abort
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at the first signal in order, at the second at once."""
@@ -98,7 +79,8 @@ class DrainingServer(uvicorn.Server):
         draining = asyncio.ensure_future(self._drain())
         while not draining.done() and not self.force_exit:
             await asyncio.wait({draining}, timeout=_SIGNAL_POLL_S)
-        draining.cancel()
+        if not draining.done():
+            await self._abort()  # then nobody is left to wait for
         await asyncio.gather(draining, return_exceptions=True)
         await super().shutdown(sockets)
 
@@ -109,8 +91,3 @@ def _greet(settings: Settings) -> None:
         typer.echo(f"inferapi is starting on http://{host}:{settings.port}, its manual on /docs. Try:\n")
         typer.echo(f"  curl -s http://{host}:{settings.port}/chat -H 'Content-Type: application/json' \\")
         typer.echo("""    -d '{"text": "What is the capital of France?"}'\n""")
-
-
-def main() -> None:
-    """Entry point of the ``inferapi`` command."""
-    app()

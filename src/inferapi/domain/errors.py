@@ -19,13 +19,17 @@
     │   ├── RemoteCodeRefused       remote_code_refused
     │   ├── ModelTooLarge           model_too_large
     │   ├── InsufficientMemory      insufficient_memory
+    │   ├── ModelsInUse             insufficient_memory
     │   ├── InsufficientStorage     insufficient_storage
     │   ├── HubUnavailable          hub_unavailable
     │   ├── HubTimeout              hub_timeout
+    │   ├── DownloadIncomplete      download_incomplete
+    │   ├── LoadStalled             load_stalled
     │   └── ModelLoadFailed         model_load_failed
     ├── WrongState                  not now
     │   ├── ModelNotLoaded          model_not_loaded
     │   ├── ModelLoading            model_loading
+    │   ├── LoadCancelled           load_cancelled
     │   ├── OperationInProgress     operation_in_progress
     │   ├── QueueFull               queue_full
     │   └── ShuttingDown            shutting_down
@@ -124,11 +128,10 @@ class ModelNotAllowed(ModelUnavailable):
 
 
 class ModelGated(ModelUnavailable):
+    """Gated or private; ``advice`` says what to do: give a token, a valid one, or accept the terms."""
+
     code = "model_gated"
-    text = (
-        "Model {model} is gated or private: accept its terms on the hub with the account of "
-        "HUGGING_FACE_HUB_TOKEN, and start the server with that token."
-    )
+    text = "Model {model} is gated or private. {advice}"
 
 
 class ModelInvalid(ModelUnavailable):
@@ -168,6 +171,13 @@ class InsufficientMemory(ModelUnavailable):
     )
 
 
+class ModelsInUse(ModelUnavailable):
+    """There is no place for another model: those that are loaded are in use, or pinned."""
+
+    code = "insufficient_memory"
+    text = "No model can make room now: {models} in use or pinned. POST /unload_model or /change_model takes one away."
+
+
 class InsufficientStorage(ModelUnavailable):
     code = "insufficient_storage"
     text = "The disk has no room for model {model}."
@@ -181,6 +191,16 @@ class HubUnavailable(ModelUnavailable):
 class HubTimeout(ModelUnavailable):
     code = "hub_timeout"
     text = "The hub took too long to answer for model {model}."
+
+
+class DownloadIncomplete(ModelUnavailable):
+    code = "download_incomplete"
+    text = "The hub broke off the download of model {model}; files that came whole are kept for the next try."
+
+
+class LoadStalled(ModelUnavailable):
+    code = "load_stalled"
+    text = "Loading model {model} made no progress for {timeout_s} s while {stage}; it was given up."
 
 
 class ModelLoadFailed(ModelUnavailable):
@@ -200,6 +220,11 @@ class ModelNotLoaded(WrongState):
 class ModelLoading(WrongState):
     code = "model_loading"
     text = "Model {model} is still loading."
+
+
+class LoadCancelled(WrongState):
+    code = "load_cancelled"
+    text = "Loading model {model} was cancelled."
 
 
 class OperationInProgress(WrongState):
@@ -238,7 +263,7 @@ class ModelCrashed(GenerationFailed):
 
 class OutOfMemory(GenerationFailed):
     code = "insufficient_memory"
-    text = "The model ran out of memory on this request; the model goes on."
+    text = "The model ran out of memory on this request."
 
 
 class SessionProblem(InferapiError):

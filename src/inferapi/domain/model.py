@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -55,12 +55,14 @@ class LayerShape:
 
     Attributes:
         window_tokens: how far back a sliding layer looks; ``None`` is the whole context.
+        state_elements: numbers kept for a whole sequence, however long (linear attention, state spaces, convolutions).
     """
 
     kv_heads: int
     key_dim: int
     value_dim: int
     window_tokens: int | None = None
+    state_elements: int = 0
 
     @property
     def elements_per_token(self) -> int:
@@ -79,6 +81,14 @@ class ModelProfile:
         layers: the KV shapes, one a decoder layer, as the config tells them.
         context_window_tokens: the longest sequence the model was made for.
         prequantized: the stored tensors are packed; their size does not follow the dtype.
+        ties_output: the output layer is the embedding's tensor once more.
+        sequential: its config says that it cannot run in a batch; others may turn out so when they are loaded.
+        scores_in_full: its attention holds the scores of all heads at once (soft caps, sinks, position biases).
+        attention_heads: query heads of a layer.
+        matrix_shapes: how many different shapes its linear layers have; those of experts are ``expert_shapes``.
+        scan_elements_per_token: numbers that one recurrent layer holds for each token of a prompt while it scans it.
+        commit: the hub's commit that ``ref`` stands for; ``None`` for a folder of this machine.
+        download_bytes: what is not on this machine yet.
     """
 
     ref: ModelRef
@@ -91,6 +101,15 @@ class ModelProfile:
     vocab_size: int
     context_window_tokens: int
     prequantized: bool = False
+    ties_output: bool = False
+    sequential: bool = False
+    scores_in_full: bool = False
+    attention_heads: int = 1
+    matrix_shapes: int = 1
+    expert_shapes: int = 0
+    scan_elements_per_token: int = 0
+    commit: str | None = None
+    download_bytes: int = 0
 
 
 class DeviceKind(StrEnum):
@@ -130,6 +149,15 @@ class FitReport:
     """What a model needs against what there is, in bytes; what ``dry_run`` answers.
 
     ``total_bytes`` and ``available_bytes`` are for models: ``reserve_bytes`` of the device are kept for others.
+
+    Attributes:
+        weights_bytes: the tensors, and a packed copy of a tied output layer where the CPU wants one.
+        kv_cache_bytes: keys, values and states of ``kv_cache_tokens``.
+        working_bytes: what steps take beside them: activations, scores, logits, compiled kernels.
+        overhead_bytes: the process itself, its tokenizer, and what the trial at its load has compiled.
+        loaded_bytes: the part of it that is taken once the model is loaded, before the first request: weights and
+            overhead.
+        correction: what earlier loads of the model taught: measured against estimated, already in the figures.
     """
 
     model: str
@@ -143,6 +171,8 @@ class FitReport:
     reserve_bytes: int
     total_bytes: int
     available_bytes: int
+    loaded_bytes: int = 0
+    correction: float = 1.0
 
     @property
     def needed_bytes(self) -> int:
@@ -158,6 +188,16 @@ class FitReport:
     def can_ever_fit(self) -> bool:
         """There would be room on an empty machine."""
         return self.needed_bytes <= self.total_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another way to load a model that does not fit, or not well: it would take ``needed_bytes``."""
+
+    dtype: str
+    quantization: str | None
+    kv_cache_tokens: int
+    needed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +229,7 @@ class EngineFacts:
         batching_reason: why a model runs sequentially; empty otherwise.
         weights_bytes: parameters and buffers, tied ones once.
         memory_bytes: growth of the worker by loading (GPU memory on a GPU, resident memory elsewhere).
+        peak_memory_bytes: the most it grew by on the way there.
     """
 
     model: str
@@ -203,27 +244,78 @@ class EngineFacts:
     weights_bytes: int
     memory_bytes: int
     load_s: float
+    peak_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is."""
+    """How busy an engine is, and the memory that its process takes."""
 
     running: int = 0
     waiting: int = 0
     kv_cache_usage_ratio: float = 0.0
+    memory_bytes: int = 0
 
 
 class ModelState(StrEnum):
-    """Where a model is in its life."""
+    """Where a model is in its life. ARCHITECTURE.md draws it; ``TRANSITIONS`` is the law."""
 
     UNLOADED = "unloaded"
+    QUEUED = "queued"
     RESOLVING = "resolving"
     DOWNLOADING = "downloading"
+    ADMITTING = "admitting"
     LOADING = "loading"
+    WARMING = "warming"
     READY = "ready"
     DRAINING = "draining"
     UNLOADING = "unloading"
+    RECLAIMING = "reclaiming"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_S = ModelState
+_BROKEN_OFF = frozenset({_S.FAILED, _S.CANCELLED})
+
+TRANSITIONS: Mapping[ModelState, frozenset[ModelState]] = {
+    _S.UNLOADED: frozenset({_S.QUEUED}),
+    _S.QUEUED: frozenset({_S.RESOLVING, _S.ADMITTING}) | _BROKEN_OFF,  # admitting at once: one that made room is back
+    _S.RESOLVING: frozenset({_S.DOWNLOADING}) | _BROKEN_OFF,
+    _S.DOWNLOADING: frozenset({_S.ADMITTING}) | _BROKEN_OFF,
+    _S.ADMITTING: frozenset({_S.LOADING}) | _BROKEN_OFF,
+    _S.LOADING: frozenset({_S.WARMING, _S.ADMITTING}) | _BROKEN_OFF,  # admitting again: memory ran out, others go
+    _S.WARMING: frozenset({_S.READY, _S.ADMITTING}) | _BROKEN_OFF,
+    _S.READY: frozenset({_S.DRAINING, _S.UNLOADED}),  # unloaded at once: its process died
+    _S.DRAINING: frozenset({_S.READY, _S.UNLOADING, _S.UNLOADED}),  # ready again: nobody has to go after all
+    _S.UNLOADING: frozenset({_S.RECLAIMING}),
+    _S.RECLAIMING: frozenset({_S.UNLOADED}),
+    _S.FAILED: frozenset({_S.QUEUED}),
+    _S.CANCELLED: frozenset({_S.QUEUED}),
+}
+"""From each state, those that may follow."""
+
+
+Report = Callable[[ModelState, int, int], None]
+"""Tells how far a load is: its stage, the bytes done, and the bytes in all (0 while unknown). Never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is.
+
+    Attributes:
+        total_bytes: of this stage; 0 while unknown.
+        elapsed_s: since the load was asked for first.
+        expected_s: how long all of it is likely to take; ``None`` while nothing is known.
+    """
+
+    model: str
+    stage: ModelState
+    done_bytes: int
+    total_bytes: int
+    elapsed_s: float
+    expected_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +325,8 @@ class ModelStatus:
     Attributes:
         last_used_s: wall-clock time of the last release, seconds since the epoch.
         unloads_in_s: seconds to the idle unload; ``None`` while in use, or never.
+        pinned: neither makes room for others nor is unloaded when idle.
+        progress: of the load that is under way.
     """
 
     name: str
@@ -241,4 +335,6 @@ class ModelStatus:
     queued: int = 0
     last_used_s: float | None = None
     unloads_in_s: float | None = None
+    pinned: bool = False
+    progress: LoadProgress | None = None
     facts: EngineFacts | None = field(default=None)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from inferapi.domain.chat import Session, Turn
 from inferapi.domain.generation import Chunk, GenerationRequest
-from inferapi.domain.model import Device, EngineFacts, EngineLoad, EngineSpec, ModelProfile, ModelRef
+from inferapi.domain.model import Device, EngineFacts, EngineLoad, EngineSpec, ModelProfile, ModelRef, Report
 
 
 class Clock(Protocol):
@@ -47,15 +47,21 @@ class ModelRepository(Protocol):
         Raises:
             ModelNotFound, ModelGated, HubUnavailable, HubTimeout: it cannot be had.
             ModelInvalid, UnsafeWeights, RemoteCodeRefused: it must not be served.
+            InsufficientStorage, ModelLoadFailed: its config cannot be kept, or no process be started.
         """
         ...
 
-    async def fetch(self, ref: ModelRef) -> str:
-        """Have the model's files on this machine and return their folder. Cancelling stops a download.
+    async def fetch(self, profile: ModelProfile, report: Report) -> str:
+        """Have the files of exactly that commit on this machine and return their folder.
+
+        ``report`` hears of the bytes as they arrive, on the event loop. Cancelling stops a download.
 
         Raises:
             InsufficientStorage: the disk is full.
+            DownloadIncomplete: the hub broke off, again and again; files that came whole are kept for the next try.
             ModelNotFound, ModelGated, HubUnavailable, HubTimeout: as ``profile``.
+            ModelInvalid, UnsafeWeights, RemoteCodeRefused: what came must not be served.
+            ModelLoadFailed: the hub's cache cannot be written, or no process be started.
         """
         ...
 
@@ -70,7 +76,7 @@ class TextEngine(Protocol):
 
     @property
     def load(self) -> EngineLoad:
-        """How busy it is, as last heard."""
+        """How busy it is and what it takes, as last heard: at most some seconds ago."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
@@ -84,7 +90,7 @@ class TextEngine(Protocol):
             OutOfMemory: this request found no memory; the engine lives.
             GenerationTimeout: the request's deadline passed.
             GenerationAborted: ``aclose`` took the engine away meanwhile.
-            ModelCrashed: the engine died; every later call raises it too.
+            ModelCrashed: the engine died, or was ended for not giving a sign of life; every later call raises it too.
         """
         ...
 
@@ -109,12 +115,15 @@ class EngineLauncher(Protocol):
         """Prepare, so that the first ``launch`` need not. Optional, idempotent."""
         ...
 
-    async def launch(self, spec: EngineSpec) -> TextEngine:
+    async def launch(self, spec: EngineSpec, report: Report) -> TextEngine:
         """Load a model. Cancelling ends the loading and frees what it took.
+
+        ``report`` hears of the weights' bytes as they are read (``LOADING``), then of ``WARMING``.
 
         Raises:
             ModelInvalid: the files cannot be loaded.
             OutOfMemory: memory ran out while loading.
+            ModelCrashed: the process died, or was ended for not giving a sign of life.
             ModelLoadFailed: anything else.
         """
         ...

@@ -34,7 +34,7 @@ async def client(stage):
 class Call:
     """One request by hand, for a client that reads as it comes, and that can leave."""
 
-    def __init__(self, app, path: str, body: dict, method: str = "POST") -> None:
+    def __init__(self, app, path: str, body: dict, method: str = "POST", headers: dict[str, str] | None = None) -> None:
         self._messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
         self._left = asyncio.Event()
         self.sent: list[dict] = []
@@ -44,7 +44,11 @@ class Call:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"content-length", b"1")],
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"1"),
+                *((name.lower().encode(), value.encode()) for name, value in (headers or {}).items()),
+            ],
             "server": ("test", 80),
             "client": ("test", 1),
             "http_version": "1.1",

@@ -32,6 +32,7 @@ CONTRACT = {  # design: the table of errors
     "InsufficientMemory": 503,
     "ModelNotLoaded": 409,
     "ModelLoading": 503,
+    "LoadCancelled": 409,
     "OperationInProgress": 409,
     "QueueFull": 503,
     "GenerationTimeout": 504,

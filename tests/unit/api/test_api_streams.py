@@ -73,7 +73,7 @@ async def test_an_error_after_the_first_event_is_an_event_without_done(client, s
     assert deltas == [{"delta": "Hello"}, {"delta": " there"}]
     assert list(error) == ["error"]
     assert (error["error"]["code"], error["error"]["status"]) == ("insufficient_memory", 503)
-    assert error["error"]["detail"] == "The model ran out of memory on this request; the model goes on."
+    assert error["error"]["detail"] == "The model ran out of memory on this request."
 
 
 async def test_an_unforeseen_error_in_a_stream_is_told_as_one_of_ours(client, stage):

@@ -24,7 +24,7 @@ async def test_a_change_lets_running_requests_finish_on_the_old_model(stage):
     await settle()
     assert stage.models.fetched == ["gpt2", "other"]  # all that can be done while the old one serves
     assert stage.launcher.live == ["gpt2"]
-    assert [line.state for line in stage.lifecycle.status()] == [ModelState.DRAINING, ModelState.DOWNLOADING]
+    assert [line.state for line in stage.lifecycle.status()] == [ModelState.DRAINING, ModelState.ADMITTING]
 
     old.gate.open()
     answered, facts = await request, await changing

@@ -173,7 +173,7 @@ async def test_memory_that_does_not_come_back_is_noticed_before_the_launch(stage
 
 
 async def test_a_budget_is_a_ceiling_on_all_models_together(make_stage):
-    stage = await make_stage(max_resident_models=2, memory_budget_bytes=4 * GIB)
+    stage = await make_stage(max_resident_models=2, memory_budget_bytes=4 * GIB, pinned_models=("gpt2",))
     await stage.load("gpt2")
     promised = max(stage.launcher.launched[0].promised_bytes, 2 * GIB)  # also what is not written yet
     with pytest.raises(InsufficientMemory) as caught:
@@ -257,7 +257,9 @@ async def test_a_change_while_another_is_under_way_is_refused(stage, conflict):
 
 
 async def test_asking_what_a_load_needs_loads_nothing(stage):
-    report = await stage.lifecycle.fit(GPT2)
+    answer = await stage.lifecycle.fit(GPT2)
+    report = answer.report
+    assert (answer.fits, answer.would_evict) == (True, ())
     assert (report.model, report.weights_bytes, report.fits) == ("gpt2", 2_000_000_000, True)
     assert (stage.models.fetched, stage.launcher.launched, stage.lifecycle.status()) == ([], [], [])
 

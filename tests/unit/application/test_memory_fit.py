@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes import GIB, MIB, make_device, make_profile
 from inferapi.application.memory_fit import (
     Room,
+    alternatives,
     fit,
     hint,
-    kv_bytes_per_token,
+    kv_cache_bytes,
+    output_copy_bytes,
     room_for,
     target_dtype,
     weights_bytes,
     working_bytes,
 )
-from inferapi.domain.model import DeviceKind, LayerShape, LoadOptions
+from inferapi.domain.model import Alternative, DeviceKind, LayerShape, LoadOptions
 
 SMOLLM2 = make_profile(
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -28,6 +32,9 @@ SMOLLM2 = make_profile(
     intermediate_size=1536,
     vocab_size=49_152,
     context_window_tokens=8192,
+    ties_output=True,
+    attention_heads=9,
+    matrix_shapes=5,
 )
 GPT2 = make_profile(
     "gpt2",
@@ -51,8 +58,8 @@ def room(available_bytes: int) -> Room:
 def needs(profile, *, kv_tokens: int, options=AUTO, max_batch=32) -> int:
     """Room that the model fills to the last byte with a KV cache of that many tokens."""
     report = fit(profile, options, DEVICE, room(16 * GIB), max_batch=max_batch)
-    per_token = kv_bytes_per_token(profile, report.dtype)
-    return report.needed_bytes - report.kv_cache_bytes + kv_tokens * per_token
+    working = working_bytes(profile, report.dtype, DEVICE.kind, max_batch=max_batch, kv_cache_tokens=kv_tokens)
+    return report.loaded_bytes + working + kv_cache_bytes(profile, report.dtype, kv_tokens)
 
 
 DEVICE = make_device()
@@ -67,6 +74,7 @@ DEVICE = make_device()
         (GPT2, "bfloat16", 248_879_616),
         (GPT2, "float32", 497_759_232),
         (replace(GPT2, parameters_by_dtype={"F32": 10, "I64": 3, "U8": 5, "F64": 1}), "bfloat16", 22 + 24 + 5),
+        (replace(GPT2, parameters_by_dtype={"F8_E4M3": 10, "BOOL": 3}), "bfloat16", 20 + 3),
         (replace(GPT2, prequantized=True, stored_bytes=77_000_001), "float32", 77_000_001),
     ],
 )
@@ -74,29 +82,61 @@ def test_weights_take_the_width_of_the_dtype_and_packed_ones_what_is_stored(prof
     assert weights_bytes(profile, dtype) == expected
 
 
+SLIDING = (LayerShape(8, 192, 128), LayerShape(2, 64, 64, window_tokens=128))
+RECURRENT = (LayerShape(0, 0, 0, state_elements=1000), LayerShape(2, 64, 64, state_elements=10))
+
+
 @pytest.mark.parametrize(
     ("profile", "dtype", "expected"),
     [
-        (SMOLLM2, "bfloat16", 30 * 3 * 128 * 2),
-        (GPT2, "float32", 12 * 12 * 128 * 4),
-        (replace(GPT2, layers=(LayerShape(8, 192, 128), LayerShape(2, 64, 64, window_tokens=128))), "float16", 5632),
+        (SMOLLM2, "bfloat16", 640 * 30 * 3 * 128 * 2),
+        (GPT2, "float32", 640 * 12 * 12 * 128 * 4),
+        (replace(GPT2, layers=SLIDING), "float16", 640 * 5632),  # the paged cache keeps what a window hides
+        (replace(GPT2, layers=SLIDING, sequential=True), "float16", 640 * 5120 + 128 * 512),
+        (replace(GPT2, layers=RECURRENT, sequential=True), "float32", 640 * 256 * 4 + 1010 * 4),
         (replace(GPT2, layers=()), "float16", 0),
     ],
 )
-def test_a_token_takes_the_keys_and_values_of_all_layers(profile, dtype, expected):
-    assert kv_bytes_per_token(profile, dtype) == expected
+def test_the_cache_holds_keys_values_and_states_of_all_layers(profile, dtype, expected):
+    assert kv_cache_bytes(profile, dtype, 640) == expected
 
 
-def test_working_memory_has_a_floor_and_on_the_cpu_a_packed_output_layer():
-    packed = 49_152 * 576 * 2
-    assert working_bytes(SMOLLM2, "bfloat16", DeviceKind.CPU, max_batch=32) == 96 * MIB + packed
-    assert working_bytes(SMOLLM2, "bfloat16", DeviceKind.CUDA, max_batch=32) == 512 * MIB
+@pytest.mark.parametrize(
+    ("profile", "dtype", "device", "expected"),
+    [
+        (SMOLLM2, "bfloat16", DeviceKind.CPU, 49_152 * 576 * 2),
+        (SMOLLM2, "float32", DeviceKind.CPU, 49_152 * 576 * 4),
+        (SMOLLM2, "float16", DeviceKind.CPU, 0),  # the CPU has no packed kernels for it
+        (SMOLLM2, "bfloat16", DeviceKind.CUDA, 0),
+        (replace(SMOLLM2, ties_output=False), "bfloat16", DeviceKind.CPU, 0),
+    ],
+)
+def test_a_tied_output_layer_is_copied_where_it_is_packed(profile, dtype, device, expected):
+    assert output_copy_bytes(profile, dtype, device) == expected
 
 
-def test_working_memory_of_a_large_model_is_a_chunk_and_the_logits():
-    chunk = 2048 * (4 * 8192 + 3 * 29_568) * 2
-    logits = 4 * 256 * 152_064 * 4
-    assert working_bytes(QWEN_72B, "bfloat16", DeviceKind.CUDA, max_batch=256) == chunk + logits
+def test_working_memory_is_a_step_and_its_kernels():
+    rows, blocks = 512 + 32, 2048 // 64
+    activations = rows * (6 * 576 + 4 * 1536) * 2
+    mask = rows * 2048 * (1 + 2)
+    logits = 32 * 49_152 * (4 * 4 + 2)
+    attention = 2 * 2048 * 3 * 128 * 2 + blocks * 9 * 3 * (64 + 64) * 4
+    kernels = 5 * 17 * MIB
+    found = working_bytes(SMOLLM2, "bfloat16", DeviceKind.CPU, max_batch=32, kv_cache_tokens=2048)
+    assert found == activations + mask + logits + attention + kernels
+
+
+def test_on_a_gpu_working_memory_has_a_floor_and_no_kernels():
+    assert working_bytes(SMOLLM2, "bfloat16", DeviceKind.CUDA, max_batch=1, kv_cache_tokens=2048) == 512 * MIB
+
+
+def test_scores_in_full_grow_with_the_square_of_the_context():
+    biased = replace(GPT2, sequential=True, scores_in_full=True, attention_heads=12)
+    plain = replace(biased, scores_in_full=False)
+    found = [
+        working_bytes(one, "float32", DeviceKind.CPU, max_batch=4, kv_cache_tokens=1024) for one in (biased, plain)
+    ]
+    assert found[0] - found[1] == 5 * 12 * 1024 * 1024 * 4
 
 
 @pytest.mark.parametrize(
@@ -115,12 +155,13 @@ def test_auto_is_bf16_where_the_processor_computes_in_it(asked, supported, expec
 
 def test_a_report_adds_up_to_the_byte():
     report = fit(SMOLLM2, AUTO, DEVICE, room(12 * GIB), max_batch=32)
-    assert report.weights_bytes == 269_030_016
+    assert report.weights_bytes == 269_030_016 + 49_152 * 576 * 2
     assert (report.kv_cache_tokens, report.kv_cache_bytes) == (32 * 1024, 32 * 1024 * 23_040)
-    assert report.working_bytes == 96 * MIB + 49_152 * 576 * 2
-    assert report.overhead_bytes == 160 * MIB
+    trial = round(5 * 2.6 * MIB)
+    assert report.overhead_bytes == 160 * MIB + 49_152 * 600 + trial
+    assert report.loaded_bytes == report.weights_bytes + report.overhead_bytes
     assert report.reserve_bytes == RESERVE
-    assert report.needed_bytes == 269_030_016 + 754_974_720 + 157_286_400 + 167_772_160
+    assert report.needed_bytes == report.loaded_bytes + report.kv_cache_bytes + report.working_bytes
     assert (report.fits, report.can_ever_fit) == (True, True)
 
 
@@ -202,7 +243,7 @@ def test_a_full_machine_has_no_room_at_all():
 
 def test_a_hint_names_the_dtype_that_would_fit():
     options = LoadOptions(dtype="float32")
-    tight = room(needs(SMOLLM2, kv_tokens=2048, options=options) - 200 * MIB)
+    tight = room(needs(SMOLLM2, kv_tokens=2048, options=options) - 100 * MIB)
     report = fit(SMOLLM2, options, DEVICE, tight, max_batch=32)
     assert not report.fits
     assert hint(report, SMOLLM2) == "It would fit with dtype bfloat16."
@@ -226,3 +267,92 @@ def test_a_hint_tells_the_size_that_would_fit():
 def test_a_hint_admits_that_nothing_would_fit():
     report = fit(SMOLLM2, AUTO, DEVICE, room(100 * MIB), max_batch=32)
     assert hint(report, SMOLLM2) == "No model of a useful size would fit."
+
+
+def test_a_correction_multiplies_what_is_taken_by_loading_alone():
+    plain, corrected = (
+        fit(SMOLLM2, AUTO, DEVICE, room(12 * GIB), max_batch=32, correction=factor) for factor in (1.0, 1.25)
+    )
+    assert (plain.correction, corrected.correction) == (1.0, 1.25)
+    assert corrected.loaded_bytes == pytest.approx(1.25 * plain.loaded_bytes, abs=2)
+    assert (corrected.kv_cache_bytes, corrected.working_bytes) == (plain.kv_cache_bytes, plain.working_bytes)
+
+
+def test_a_sequential_model_gets_the_cache_of_one_request():
+    assert fit(replace(GPT2, sequential=True), AUTO, DEVICE, room(12 * GIB), max_batch=32).kv_cache_tokens == 1024
+
+
+def test_a_narrower_dtype_that_fits_is_an_alternative():
+    options = LoadOptions(dtype="float32")
+    tight = room(needs(SMOLLM2, kv_tokens=2048, options=options) - 100 * MIB)
+    found = alternatives(SMOLLM2, options, DEVICE, tight, max_batch=32)
+    assert {one.dtype for one in found} == {"bfloat16", "float16"}
+    assert [one.kv_cache_tokens for one in found] == sorted((one.kv_cache_tokens for one in found), reverse=True)
+    for one in found:
+        again = fit(SMOLLM2, LoadOptions(dtype=one.dtype), DEVICE, tight, max_batch=32)
+        assert one == Alternative(one.dtype, None, again.kv_cache_tokens, again.needed_bytes)
+        assert again.fits
+
+
+def test_there_is_no_alternative_without_room_nor_for_packed_weights():
+    options = LoadOptions(dtype="float32")
+    assert alternatives(SMOLLM2, options, DEVICE, room(100 * MIB), max_batch=32) == ()
+    packed = replace(SMOLLM2, prequantized=True, stored_bytes=10 * MIB)
+    assert alternatives(packed, options, DEVICE, room(12 * GIB), max_batch=32) == ()
+
+
+PROFILES = st.builds(
+    make_profile,
+    parameters_by_dtype=st.fixed_dictionaries({"BF16": st.integers(1, 10**10)}),
+    hidden_size=st.integers(64, 8192),
+    intermediate_size=st.integers(64, 30_000),
+    vocab_size=st.integers(1, 300_000),
+    context_window_tokens=st.integers(1, 200_000),
+    ties_output=st.booleans(),
+    sequential=st.booleans(),
+    scores_in_full=st.booleans(),
+    matrix_shapes=st.integers(1, 20),
+)
+DTYPES = st.sampled_from(["bfloat16", "float16", "float32"]).map(LoadOptions)
+AVAILABLE = st.integers(0, 15 * GIB)
+
+
+@given(PROFILES, DTYPES, AVAILABLE, st.integers(1, 256))
+def test_it_never_fits_into_less_than_it_needs(profile, options, available, max_batch):
+    report = fit(profile, options, DEVICE, room(available), max_batch=max_batch)
+    assert report.fits == (report.needed_bytes <= available)
+    assert report.kv_cache_tokens % 64 == 0
+    assert report.kv_cache_tokens >= min(profile.context_window_tokens, 2048)
+
+
+@given(PROFILES, DTYPES, AVAILABLE, st.integers(0, 4 * GIB))
+def test_more_room_never_gives_a_smaller_cache(profile, options, available, more):
+    small, large = (fit(profile, options, DEVICE, room(size), max_batch=8) for size in (available, available + more))
+    assert small.kv_cache_tokens <= large.kv_cache_tokens
+
+
+@given(PROFILES, DTYPES, st.integers(0, 10**10), st.integers(0, 10_000))
+def test_more_parameters_and_more_tokens_never_need_less(profile, options, more, tokens):
+    larger = replace(profile, parameters_by_dtype={"BF16": profile.parameters_by_dtype["BF16"] + more})
+    assert weights_bytes(larger, options.dtype) >= weights_bytes(profile, options.dtype)
+    working = [
+        working_bytes(profile, options.dtype, DeviceKind.CPU, max_batch=8, kv_cache_tokens=64 + extra)
+        for extra in (0, tokens)
+    ]
+    assert working[0] <= working[1]
+    assert kv_cache_bytes(profile, options.dtype, 64) <= kv_cache_bytes(profile, options.dtype, 64 + tokens)
+
+
+@given(PROFILES, DTYPES, st.floats(0.9, 2.0), st.floats(0.9, 2.0))
+def test_a_larger_correction_never_needs_less(profile, options, one, other):
+    low, high = (
+        fit(profile, options, DEVICE, room(0), max_batch=8, correction=factor) for factor in sorted((one, other))
+    )
+    assert low.needed_bytes <= high.needed_bytes
+
+
+@given(PROFILES, DTYPES, AVAILABLE)
+def test_an_alternative_always_fits(profile, options, available):
+    for one in alternatives(profile, options, DEVICE, room(available), max_batch=8):
+        assert one.needed_bytes <= available
+        assert one.dtype != options.dtype

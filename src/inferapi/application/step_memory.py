@@ -1,0 +1,70 @@
+"""Bytes that computing takes, beside weights and KV cache: pure functions of a profile.
+
+The constants are measured by ``benchmarks/memory_fit.py`` unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from inferapi.domain.model import KV_BLOCK_TOKENS, PREFILL_CHUNK_TOKENS, DeviceKind, ModelProfile
+
+_MIB = 1024**2
+_FLOAT32_BYTES = 4
+_HIDDEN_COPIES, _INNER_COPIES = 6, 4  # rows alive at once: residual, norm, queries, keys, …; gate, up, product, …
+_SCORE_COPIES = 5  # scaled, biased or capped, softmax, its cast, and the product
+_LOGIT_COPIES = 4  # float32: scaled, softmax, cumulative, and one between
+# oneDNN compiles kernels for every shape of a weight and every number of rows, and keeps them: 0.6 MiB each.
+# The trial at the load meets a handful of row counts, full batches of long prompts two or three dozen; a batch
+# spreads over experts in ever new row counts, whose bf16 kernels are kept where float32 needs none.
+_TRIAL_KERNELS_BYTES = {"float32": 2.4 * _MIB, "bfloat16": 2.6 * _MIB, "float16": 2.4 * _MIB}
+_KERNELS_BYTES = {"float32": 11.5 * _MIB, "bfloat16": 17 * _MIB, "float16": 11.5 * _MIB}
+_TRIAL_EXPERT_KERNELS_BYTES = {"bfloat16": 10 * _MIB}
+_EXPERT_KERNELS_BYTES = {"bfloat16": 125 * _MIB}
+_SEQUENTIAL_KERNELS_BYTES = 0.5 * _MIB  # one prompt at a time, one row afterwards
+_CUDA_FLOOR_BYTES = 512 * _MIB  # cuBLAS workspaces and the caching allocator's blocks; not measured yet
+
+
+def step_bytes(profile: ModelProfile, width: int, device: DeviceKind, *, max_batch: int, kv_cache_tokens: int) -> int:
+    """The largest step: a chunk of a prompt of the longest context, beside a full batch.
+
+    ``width`` is the bytes of a number in the model's dtype; ``kv_cache_tokens`` bound the longest context.
+    """
+    longest = min(profile.context_window_tokens, kv_cache_tokens)
+    alone = profile.sequential  # a sequential model computes a whole prompt at once, and keeps one layer's scan
+    rows = longest if alone else PREFILL_CHUNK_TOKENS[device] + max_batch
+    activations = rows * (_HIDDEN_COPIES * profile.hidden_size + _INNER_COPIES * profile.intermediate_size) * width
+    attends = any(layer.elements_per_token for layer in profile.layers)
+    mask = min(rows, longest) * longest * (1 + width) if attends else 0  # of booleans, then of numbers to add
+    scores = _SCORE_COPIES * profile.attention_heads * min(rows, longest) * longest * _FLOAT32_BYTES
+    scan = rows * profile.scan_elements_per_token * _FLOAT32_BYTES
+    logits = (1 if alone else max_batch) * profile.vocab_size * (_LOGIT_COPIES * _FLOAT32_BYTES + width)
+    step = activations + mask + (scores if profile.scores_in_full else 0) + scan + logits
+    if not alone:
+        step += _paged_attention_bytes(profile, width, longest, kv_cache_tokens)
+    return max(step, _CUDA_FLOOR_BYTES) if device is DeviceKind.CUDA else step
+
+
+def kernels_bytes(profile: ModelProfile, dtype: str, device: DeviceKind) -> int:
+    """Kernels that the CPU's library compiles while it serves, beyond those of the trial at the load."""
+    if device is not DeviceKind.CPU:
+        return 0
+    if profile.sequential:
+        return round(profile.matrix_shapes * _SEQUENTIAL_KERNELS_BYTES)
+    experts = profile.expert_shapes * _EXPERT_KERNELS_BYTES.get(dtype, 0)
+    return round(profile.matrix_shapes * _KERNELS_BYTES[dtype] + experts)
+
+
+def trial_bytes(profile: ModelProfile, dtype: str) -> int:
+    """Kernels that the trial at the load compiles on a CPU. A model that cannot run in a batch has none."""
+    if profile.sequential:
+        return 0
+    experts = profile.expert_shapes * _TRIAL_EXPERT_KERNELS_BYTES.get(dtype, 0)
+    return round(profile.matrix_shapes * _TRIAL_KERNELS_BYTES[dtype] + experts)
+
+
+def _paged_attention_bytes(profile: ModelProfile, width: int, longest: int, kv_cache_tokens: int) -> int:
+    """One layer's gathered keys and values of a long prompt, and the scores and parts of all decoded blocks."""
+    widest = max((layer.elements_per_token for layer in profile.layers), default=0)
+    head_dim = profile.hidden_size // profile.attention_heads
+    blocks = kv_cache_tokens // KV_BLOCK_TOKENS
+    gathered = 2 * longest * widest * width
+    return gathered + blocks * profile.attention_heads * 3 * (KV_BLOCK_TOKENS + head_dim) * _FLOAT32_BYTES

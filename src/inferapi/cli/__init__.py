@@ -1,0 +1,64 @@
+"""The command line: ``inferapi serve`` is the server, the other commands are clients of one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inferapi.cli.loading import LoadRequest, load_model
+from inferapi.settings import Settings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve Hugging Face language models over HTTP.")
+
+_Url = Annotated[str | None, typer.Option(help="Of the server. Default: from INFERAPI_HOST and INFERAPI_PORT.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print every event as a line of JSON.")]
+
+
+def _settings_help() -> str:
+    lines = ["Start the server. Settings come from the environment:", ""]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f" (default: {field.default})"
+        lines += [f"INFERAPI_{name.upper()}: {field.description}{default}", ""]
+    return "\n".join([*lines, "HUGGING_FACE_HUB_TOKEN (or HF_TOKEN): for private and gated models."])
+
+
+@app.command(help=_settings_help())
+def serve(
+    host: Annotated[str | None, typer.Option(help="Overrides INFERAPI_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Overrides INFERAPI_PORT.")] = None,
+    model: Annotated[str | None, typer.Option(help="Overrides INFERAPI_MODEL.")] = None,
+) -> None:
+    """Run until SIGTERM or Ctrl-C."""
+    from inferapi.cli import serving  # noqa: PLC0415 - the other commands need not wait for the whole server
+
+    given = {"host": host, "port": port, "model": model}
+    serving.serve({name: value for name, value in given.items() if value is not None})
+
+
+@app.command()
+def load(
+    name: Annotated[str, typer.Argument(help="org/name, optionally with @revision.")],
+    *,
+    change: Annotated[bool, typer.Option("--change", help="Replace the current model.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it until it is asked to go.")] = False,
+    url: _Url = None,
+    as_json: _Json = False,
+) -> None:
+    """Load a model on a running server, and show how far it is. Ctrl-C leaves; the load goes on."""
+    fields: dict[str, object] = {"dtype": dtype, "pinned": True if pin else None}
+    raise typer.Exit(
+        load_model(LoadRequest(url or _default_url(), name, change=change, fields=fields), as_json=as_json)
+    )
+
+
+def _default_url() -> str:
+    settings = Settings()
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def main() -> None:
+    """Entry point of the ``inferapi`` command."""
+    app()
