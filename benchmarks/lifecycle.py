@@ -146,8 +146,8 @@ def cycles(server: Server, count: int) -> list[str]:
         _row("threads after the unload", [float(c[2]) for c in counts]),
         "",
         (
-            "Memory is anonymous memory, shared pages counted once (`Pss_Anon`), of the API process, the fork server and "
-            "the workers."
+            "Memory is anonymous memory, shared pages counted once (`Pss_Anon`), of the API process, the fork server "
+            "and the workers."
         ),
         "",
     ]

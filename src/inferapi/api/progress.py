@@ -49,7 +49,7 @@ async def with_progress(
                 hearing.cancel()
             if last and not steps and not working.done():
                 step, told_s = last
-                yield replace(step, elapsed_s=step.elapsed_s + event_loop.time() - told_s)
+                yield replace(step, elapsed_s=round(step.elapsed_s + event_loop.time() - told_s, 3))
         yield working.result()
     finally:
         working.cancel()

@@ -37,7 +37,7 @@ class Changes:
 
     async def cleaned_up(self, key: ModelKey) -> None:
         """Wait for a load of it that was cancelled to be over, so that it can be asked for again."""
-        while (job := self._fleet.jobs.find(key)) is not None and job.cancelled:
+        while (job := self._fleet.jobs.find(key)) is not None and job.is_over:
             await asyncio.wait({job.task})
             await asyncio.sleep(0)  # its end is noted by a callback, if it never began
 

@@ -124,7 +124,7 @@ class ControlLoop:
             job
             for job in jobs
             if job.state is ModelState.ADMITTING
-            and not job.cancelled
+            and not job.is_over
             and (job.explicit or self._fleet.waiters_for(job.key))  # nobody goes for a load that nobody waits for
         ]
         for job in sorted(admitting, key=lambda job: (not job.explicit, self._waiting_since_s(job))):

@@ -33,7 +33,7 @@ class LoadJob:
         turn: set when it may use the device: one load at a time does.
         patience_s: how long those who make room may take about it.
         displaced: who left for this load alone; they are back if it fails.
-        cancelled: it was given up, and only cleans up behind itself.
+        is_over: it was given up or has failed; what it does now is to clean up behind itself, undisturbed.
     """
 
     def __init__(self, key: ModelKey, clock: Clock, *, explicit: bool, load_s: float | None) -> None:
@@ -48,7 +48,7 @@ class LoadJob:
         self.turn = asyncio.Event()
         self.patience_s = 0.0
         self.displaced: list[Resident] = []
-        self.cancelled = False
+        self.is_over = False
         self.wanted_s = clock.monotonic_s()
         self.task: asyncio.Task[Resident]
         self.state = ModelState.QUEUED
@@ -92,13 +92,23 @@ class LoadJob:
     def progress(self) -> LoadProgress:
         """How far it is."""
         done_bytes, total_bytes = self._bytes
-        elapsed_s = self.elapsed_s
-        expected_s = None
+        elapsed_s, expected_s = self.elapsed_s, self._expected_s()
+        return LoadProgress(
+            str(self.key.ref),
+            self.state,
+            done_bytes,
+            total_bytes,
+            elapsed_s=round(elapsed_s, 3),
+            expected_s=None if expected_s is None else round(expected_s, 3),
+        )
+
+    def _expected_s(self) -> float | None:
+        done_bytes, total_bytes = self._bytes
         if self.state is ModelState.DOWNLOADING and done_bytes:
-            expected_s = elapsed_s * total_bytes / done_bytes + (self._load_s or 0.0)
-        elif self._load_s is not None:
-            expected_s = (elapsed_s if self._loading_at_s is None else self._loading_at_s) + self._load_s
-        return LoadProgress(str(self.key.ref), self.state, done_bytes, total_bytes, elapsed_s, expected_s)
+            return self.elapsed_s * total_bytes / done_bytes + (self._load_s or 0.0)
+        if self._load_s is None:
+            return None
+        return (self.elapsed_s if self._loading_at_s is None else self._loading_at_s) + self._load_s
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Tell the listener of every step, beginning with this one; returns how to stop."""
@@ -139,9 +149,9 @@ class LoadJob:
             await asyncio.gather(working, return_exceptions=True)  # what it took is given back before anybody goes on
 
     def cancel(self) -> None:
-        """Give it up, once: what it does after that is to clean up behind itself."""
-        if not self.cancelled:
-            self.cancelled = True
+        """Give it up, unless it is over anyway."""
+        if not self.is_over:
+            self.is_over = True
             self.task.cancel()
 
     def _tell(self) -> None:

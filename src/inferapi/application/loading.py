@@ -147,10 +147,12 @@ class ModelLoads:
             await self._make_room(job, profile)
             spec, engine = await self._launch(job, profile, path)
         except asyncio.CancelledError as cancelled:
+            job.is_over = True
             if not self._fleet.is_closed:
                 await self._restoration.restore(job.displaced, cancelled)
             raise
         except Exception as error:  # whatever it was, who served before must serve again
+            job.is_over = True
             await self._restoration.restore(job.displaced, error)
             raise
         return self._ready(job, spec, engine)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 _CONNECT_S, _SILENCE_S = 5.0, 60.0  # the server repeats itself every second
 _DATA = "data: "
@@ -119,9 +119,9 @@ class _Bar(AbstractContextManager["_Bar"]):
     """A bar for the bytes of each stage, and the seconds of all of them."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[expected]}"), console=console)
-        self._task: TaskID = self._progress.add_task("asking", total=None, expected="")
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[time]}"), console=console)
+        self._task: TaskID = self._progress.add_task("asking", total=None, time="")
         self._stage: str | None = None
 
     def __enter__(self) -> Self:
@@ -139,15 +139,14 @@ class _Bar(AbstractContextManager["_Bar"]):
             return
         if event["stage"] != self._stage:
             self._stage = event["stage"]
-            self._progress.reset(self._task, total=None, start=False)
-            self._progress.start_task(self._task)
-        expected_s = event["expected_s"]
+            self._progress.reset(self._task, total=None)
+        expected = f" of about {event['expected_s']:.0f} s" if event["expected_s"] else ""
         self._progress.update(
             self._task,
             description=event["stage"],
             completed=event["done_bytes"],
             total=event["total_bytes"] or None,
-            expected=f"of about {expected_s:.0f} s" if expected_s else "",
+            time=f"{event['elapsed_s']:.1f} s{expected}",
         )
 
 

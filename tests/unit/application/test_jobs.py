@@ -217,7 +217,7 @@ async def test_a_job_is_cancelled_once(clock):
     for _ in range(2):
         job.cancel()
         await settle()
-    assert (cancels, job.cancelled) == (["cancelled"], True)
+    assert (cancels, job.is_over) == (["cancelled"], True)
     job.task.cancel()
     await settle()
     job.task.cancel()

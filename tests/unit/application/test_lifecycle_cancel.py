@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fakes import settle
+from fakes import make_device, settle
 from inferapi.domain.errors import LoadCancelled, ModelLoadFailed, ModelNotLoaded, OperationInProgress
 from inferapi.domain.model import ModelRef
 
@@ -220,3 +220,32 @@ async def test_a_change_that_joined_a_requests_load_takes_the_old_model_away_tho
     stage.launcher.gate.open()
     await settle()
     assert (stage.launcher.live, stage.lifecycle.current) == (["other"], OTHER)
+
+
+@pytest.mark.parametrize("failure", ["no memory", "no process"])
+async def test_calling_off_a_load_that_failed_already_lets_the_old_model_come_back(make_stage, failure):
+    stage = await make_stage(load_stall_timeout_s=60.0, inactivity_threshold_s=-1)
+    old = await stage.load("gpt2")
+    old.closing_gate.hold()
+    changing = asyncio.create_task(stage.lifecycle.change(OTHER))
+    await settle()
+    if failure == "no memory":
+        stage.probe.reading = make_device(free_bytes=0)  # found when gpt2 is gone
+    old.closing_gate.open()
+    stage.launcher.gate.hold()
+    stage.launcher.errors["other"] = [ModelLoadFailed(model="other", problem="no")]
+    await settle()
+    if failure == "no process":
+        stage.launcher.gate.open()
+        stage.launcher.warming_gate.hold()
+        await settle()
+        stage.launcher.gate.hold()
+        stage.launcher.warming_gate.open()
+        await settle()
+    assert stage.states()["gpt2"] == "loading"
+    unloading = asyncio.create_task(stage.lifecycle.unload(OTHER))
+    await settle()
+    stage.launcher.gate.open()
+    (told, _) = await asyncio.gather(changing, unloading, return_exceptions=True)
+    assert told.message.endswith("Model gpt2 is serving again.")
+    assert (stage.launcher.live, stage.states()) == (["gpt2"], {"gpt2": "ready"})
