@@ -9,105 +9,25 @@ processes, and ends it. Bounded in requests and time.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 import psutil
+from own_server import MODEL, PATIENCE_S, Server, until
 
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HEARTBEAT_TIMEOUT_S = 3.0
 ROUNDS = 3
+DRAIN_TIMEOUT_S = 2
 MB = 1e6
-T = TypeVar("T")
-_PATIENCE_S = 60.0
-
-
-class Server:
-    """A server of this script's, and its processes."""
-
-    def __init__(self, log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        settings = {
-            "INFERAPI_PORT": str(port),
-            "INFERAPI_MODEL": MODEL,
-            "INFERAPI_LOG_FORMAT": "json",
-            "INFERAPI_WORKER_HEARTBEAT_TIMEOUT_S": str(HEARTBEAT_TIMEOUT_S),
-        }
-        command = [sys.executable, "-m", "inferapi", "serve"]
-        self.process = subprocess.Popen(
-            command, env=os.environ | settings, stdout=log.open("wb"), stderr=subprocess.STDOUT
-        )
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_PATIENCE_S)
-
-    def wait_ready(self) -> None:
-        """Until the model named at start is loaded."""
-        until(self._is_ready)
-
-    def _is_ready(self) -> bool:
-        try:
-            return self.http.get("/health/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def post(self, path: str, body: dict[str, object]) -> httpx.Response:
-        """Send JSON."""
-        return self.http.post(path, json=body)
-
-    def infer(self, new_tokens: int = 4) -> httpx.Response:
-        """A greedy answer of so many tokens."""
-        body = {"text": "Once upon a time", "max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
-        return self.post("/infer", body)
-
-    def tree(self) -> list[psutil.Process]:
-        """The API process, the fork server, the workers."""
-        main = psutil.Process(self.process.pid)
-        return [main, *main.children(recursive=True)]
-
-    def worker(self) -> psutil.Process:
-        """The process of the loaded model, or of the one that is being loaded."""
-        return until(lambda: next(iter(psutil.Process(self.process.pid).children()[0].children()), None))
-
-    def memory_bytes(self) -> int:
-        """Anonymous memory of the process tree, shared pages once."""
-        return sum(_pss_anon_bytes(process.pid) for process in self.tree())
-
-    def counts(self) -> tuple[int, int, int]:
-        """Processes, file descriptors, threads."""
-        tree = self.tree()
-        return len(tree), sum(p.num_fds() for p in tree), sum(p.num_threads() for p in tree)
-
-    def stop(self) -> None:
-        """End it in order."""
-        self.http.close()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(40)
-
-
-def until(condition: Callable[[], T]) -> T:
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not (value := condition()):
-        if time.monotonic() > deadline_s:
-            raise SystemExit("something that was waited for did not come")
-        time.sleep(0.005)
-    return value
-
-
-def _pss_anon_bytes(process_id: int) -> int:
-    lines = Path(f"/proc/{process_id}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))
 
 
 def cycles(server: Server, count: int) -> list[str]:
@@ -174,7 +94,7 @@ class InBackground:
 
     def result(self) -> httpx.Response:
         """The answer, once it came."""
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(PATIENCE_S)
         if self.answer is None:
             raise SystemExit("a request was not answered")
         return self.answer
@@ -205,6 +125,7 @@ def fault(server: Server, sign: signal.Signals, when: str) -> tuple[float | None
 
 def faults(server: Server) -> list[str]:
     """Every signal at every moment."""
+    server.post("/load_model", {"model_name": MODEL}).raise_for_status()
     lines = [
         "## A worker that dies, and one that hangs",
         "",
@@ -230,13 +151,63 @@ def faults(server: Server) -> list[str]:
     ]
 
 
+def ending(folder: Path, *, streams: bool, signals: int) -> tuple[float, int, str]:
+    """Seconds from the last of the signals to the end, the exit status, and how a running stream ended."""
+    server = Server(folder, DRAIN_TIMEOUT_S=str(DRAIN_TIMEOUT_S if signals == 1 else 600), MAX_NEW_TOKENS="8000")
+    last = ""
+    try:
+        server.wait_ready()
+        tree = server.tree()
+        body = {"text": "Once upon a time", "max_new_tokens": 8000, "ignore_eos": True, "stream": True}
+        with ExitStack() as stack:
+            lines = None
+            if streams:
+                lines = stack.enter_context(server.http.stream("POST", "/infer", json=body)).iter_lines()
+                next(lines)
+            for number in range(signals):
+                time.sleep(0.5 * bool(number))  # two at once are one to the kernel
+                started = time.perf_counter()
+                server.process.send_signal(signal.SIGTERM)
+            with suppress(httpx.TransportError):
+                for line in lines or ():
+                    last = line or last
+            status = server.process.wait(PATIENCE_S)
+        took_s = time.perf_counter() - started
+        if any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in tree):
+            raise SystemExit("a process was left")
+    finally:
+        server.stop()
+    told = "" if not streams else json.loads(last.removeprefix("data: "))["error"]["code"] if "error" in last else "cut"
+    return took_s, status, told
+
+
+def endings(folder: Path) -> list[str]:
+    """SIGTERM to an idle server, to one that streams, and twice."""
+    lines = [
+        "## The end",
+        "",
+        "| SIGTERM | exit status | the stream is told | seconds to the end, no process left |",
+        "|---|---|---|---|",
+    ]
+    for name, streams, signals in (
+        ("idle", False, 1),
+        (f"with a stream, drain timeout {DRAIN_TIMEOUT_S} s", True, 1),
+        ("twice, with a stream, drain timeout 600 s", True, 2),
+    ):
+        rounds = [ending(folder, streams=streams, signals=signals) for _ in range(ROUNDS)]
+        statuses, told = {str(status) for _, status, _ in rounds}, {told for _, _, told in rounds}
+        worst_s = max(took_s for took_s, _, _ in rounds)
+        lines.append(f"| {name} | {', '.join(sorted(statuses))} | {', '.join(sorted(told))} | {worst_s:.2f} |")
+    return [*lines, "", f"The slowest of {ROUNDS} each; an exit status of -15 is a shell's 143.", ""]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cycles", type=int, default=30)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder) / "log")
+        server = Server(Path(folder), WORKER_HEARTBEAT_TIMEOUT_S=str(HEARTBEAT_TIMEOUT_S))
         try:
             server.wait_ready()
             report = [
@@ -250,6 +221,8 @@ def main() -> None:
                 *cycles(server, arguments.cycles),
                 *faults(server),
             ]
+            server.stop()
+            report += endings(Path(folder))
         finally:
             server.stop()
     text = "\n".join(report)
