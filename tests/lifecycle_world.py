@@ -5,7 +5,6 @@ Whoever breaks a rule is written down in ``World.faults`` in the moment in which
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from itertools import pairwise
@@ -25,73 +24,15 @@ from inferapi.application.jobs import Listener
 from inferapi.application.journal import EventKind
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.policy import LifecyclePolicy
-from inferapi.domain.errors import GenerationAborted, InferapiError
+from inferapi.domain.errors import InferapiError
 from inferapi.domain.model import TRANSITIONS, EngineSpec, LoadOptions, ModelRef, ModelState, Report
 from inferapi.domain.ports import TextEngine
+from lifecycle_actors import Operation, Request, watched
 
 NAMES = ("gpt2", "other", "third")
 DRAIN_TIMEOUT_S = 20.0
 LOAD_WAIT_S = 60.0
-
-
-def watched(work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-    """A task whose error is looked at later, or never if an earlier check fails."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
-
-
-class Operation:
-    """What an operator asked for, and the models that it may cut off at the drain deadline."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.may_cut: set[str] = set()
-        self.began_s = 0.0
-        self.task: asyncio.Task[Any]
-
-    def begins(self, may_cut: set[str], now_s: float) -> None:
-        """Its first step."""
-        self.may_cut, self.began_s = may_cut, now_s
-
-    @property
-    def is_over(self) -> bool:
-        """Its caller was answered. One that left does not know how it goes on."""
-        return self.task.done() and not self.task.cancelled()
-
-
-class Request:
-    """What a client asked for: it holds its lease until it is told to finish, or its engine is gone."""
-
-    def __init__(self, name: str | None, began_s: float, crashed: list[ScriptedEngine]) -> None:
-        self.name = name
-        self.crashed = crashed
-        self.engine: TextEngine | None = None
-        self.finish = asyncio.Event()
-        self.began_s = began_s
-        self.task: asyncio.Task[None]
-
-    @property
-    def is_waiting(self) -> bool:
-        return self.engine is None and not self.task.done()
-
-    @property
-    def is_held(self) -> bool:
-        return self.engine is not None and not self.task.done()
-
-    async def run(self, lifecycle: ModelLifecycle) -> None:
-        async with lifecycle.lease(ModelRef(self.name) if self.name else None) as engine:
-            self.engine = engine
-            if engine.is_closed and engine not in self.crashed:
-                raise AssertionError("a lease of an engine that was ended")
-            waits = [asyncio.ensure_future(self.finish.wait()), asyncio.ensure_future(engine.wait_closed())]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
-            if not self.finish.is_set():
-                raise GenerationAborted(reason="it was unloaded")
+BROKEN_OFF = {EventKind.LOAD_FAILED, EventKind.LOAD_REFUSED, EventKind.LOAD_CANCELLED}
 
 
 class WatchedEngine(ScriptedEngine):
@@ -135,6 +76,7 @@ class World(logging.Handler):
         self.operations: list[Operation] = []
         self.requests: list[Request] = []
         self.taken_away: set[str] = set()
+        self.called_off: set[str] = set()
         self.crashed: list[ScriptedEngine] = []
         self.clock = FakeClock()
         self.probe = FakeGpuProbe()
@@ -166,7 +108,7 @@ class World(logging.Handler):
         self._operate("unload", name, lambda _: self.lifecycle.unload(ModelRef(name) if name else None))
 
     def _operate(self, kind: str, name: str | None, begin: Callable[[Listener], Coroutine[Any, Any, Any]]) -> None:
-        operation = Operation(kind)
+        operation = Operation(kind, name)
         self.operations.append(operation)
         operation.task = watched(self._run(operation, name, begin), f"{kind} {name}")
 
@@ -175,16 +117,21 @@ class World(logging.Handler):
     ) -> None:
         current = self.lifecycle.current  # what the lifecycle sees: nothing happens before its first await
         may_cut = {name} if operation.kind == "load" else {name, current and current.name}
-        operation.begins({one for one in may_cut if one}, self.clock.monotonic_s())
+        operation.may_cut, operation.began_s = {one for one in may_cut if one}, self.clock.monotonic_s()
         if operation.kind == "unload":
             self._note_unload(name or (current.name if current else None))
-        else:
-            self.taken_away.discard(name or "")
+        was_taken_away = operation.kind != "unload" and name in self.taken_away
+        if operation.kind != "unload":
+            self.taken_away.discard(str(name))
         stages: list[ModelState] = []
         try:
             await begin(lambda progress: stages.append(progress.stage))
         except InferapiError:
-            if operation.kind != "unload":
+            if operation.kind == "unload":
+                self.taken_away.clear()  # it was refused
+            else:
+                others = [one for one in self.running if one is not operation and one.name == name]
+                self.taken_away |= {str(name)} if was_taken_away and not others else set()
                 self._check_restored(str(name))
             raise
         finally:
@@ -194,13 +141,15 @@ class World(logging.Handler):
 
     def _check_restored(self, failed: str) -> None:
         """A load failed: who went for it is back, or is being loaded, or it was said that this failed."""
-        last = {event.model: event for event in self.lifecycle.events(limit=1000) if event.model != failed}
-        for name, event in last.items():
-            went = event.kind is EventKind.UNLOADED and event.reason in {
-                f"made room for {failed}",
-                f"replaced by {failed}",
-            }
-            if went and name not in self.taken_away and not self.fleet.is_closed:
+        events = self.lifecycle.events(limit=1000)
+        of_it = [event for event in events if event.model == failed]
+        there = {str(one.key.ref) for one in [*self.fleet.jobs, *self.fleet.residents]}
+        if self.fleet.is_closed or failed in there or not of_it or of_it[-1].kind not in BROKEN_OFF:
+            return
+        began = [event.event_id for event in of_it if event.kind is EventKind.LOAD_STARTED][-1]
+        for name, event in {event.model: event for event in events if event.model not in there}.items():
+            went = event.kind is EventKind.UNLOADED and event.reason == f"made room for {failed}"
+            if went and event.event_id > began and name not in self.taken_away | self.called_off:
                 self.faults.append(f"{name} went for {failed}, which failed, and is not back")
 
     def _note_unload(self, name: str | None) -> None:
@@ -208,7 +157,9 @@ class World(logging.Handler):
         asked = {request.name for request in self.waiting}
         is_loaded = any(resident.key.ref.name == name for resident in self.fleet.residents)
         is_loading = any(job.key.ref.name == name for job in self.fleet.jobs)
-        if name and is_loaded and not is_loading and name not in asked:
+        if name and is_loading:
+            self.called_off.add(name)  # perhaps its return
+        elif name and is_loaded and name not in asked:
             self.taken_away.add(name)
 
     def request(self, name: str | None) -> None:

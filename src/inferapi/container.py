@@ -64,7 +64,11 @@ class Container(containers.DeclarativeContainer):
 
     clock = providers.Singleton(SystemClock)
     probe = providers.Singleton(make_probe, settings.provided.device)
-    models = providers.Singleton(TransformersRepository, settings.provided.models_dir)
+    models = providers.Singleton(
+        TransformersRepository,
+        settings.provided.models_dir,
+        silence_timeout_s=settings.provided.load_stall_timeout_s,
+    )
     launcher = providers.Singleton(
         ForkServerLauncher,
         log_level=settings.provided.log_level,

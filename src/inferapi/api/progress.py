@@ -13,6 +13,7 @@ from inferapi.domain.model import LoadProgress
 T = TypeVar("T")
 
 _REPEAT_S = 1.0
+_LEAST_S = 0.05
 
 
 async def with_progress(
@@ -37,6 +38,8 @@ async def with_progress(
     try:
         while not working.done() or steps:
             if steps:
+                if last and steps[0].stage is last[0].stage and (early_s := last[1] + _LEAST_S - event_loop.time()) > 0:
+                    await asyncio.sleep(early_s)
                 step = steps.popleft()
                 last = (step, event_loop.time())
                 yield step

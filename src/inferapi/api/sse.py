@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 MEDIA_TYPE = "text/event-stream"
 PING_S = 10.0
+_MOST_AHEAD = 16  # items that a slow reader has not taken yet; then the source waits
 DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 
@@ -113,16 +114,16 @@ class _Pump(Generic[T]):
     """Runs a generator in a task of its own, so that waiting for it can be cut short without ending it."""
 
     def __init__(self, items: AsyncGenerator[T]) -> None:
-        self._queue: asyncio.Queue[T | InferapiError | _Ping | _End] = asyncio.Queue()
+        self._queue: asyncio.Queue[T | InferapiError | _End] = asyncio.Queue(_MOST_AHEAD)
         self._task = asyncio.create_task(self._run(items))
 
     async def next(self) -> T | InferapiError | _Ping | _End:
         """The next item, an error, the end, or a ping if nothing came for ``PING_S``."""
-        timer = asyncio.get_running_loop().call_later(PING_S, self._queue.put_nowait, _Ping())
         try:
-            return await self._queue.get()
-        finally:
-            timer.cancel()
+            async with asyncio.timeout(PING_S):
+                return await self._queue.get()
+        except TimeoutError:
+            return _Ping()
 
     async def aclose(self) -> None:
         """End the generator, wherever it is."""
@@ -134,10 +135,10 @@ class _Pump(Generic[T]):
         try:
             async with aclosing(items):
                 async for item in items:
-                    self._queue.put_nowait(item)
+                    await self._queue.put(item)
         except InferapiError as error:
             last = error
         except Exception:
             log.exception("a stream broke")
             last = UnexpectedError()
-        self._queue.put_nowait(last)
+        await self._queue.put(last)

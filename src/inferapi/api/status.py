@@ -53,7 +53,7 @@ def status_router(lifecycle: ModelLifecycle) -> APIRouter:
 
 def _state(lines: list[ModelStatus]) -> ModelState:
     """Of the server when no model is current: what the one being loaded is at, if there is one."""
-    return lines[-1].state if lines else ModelState.UNLOADED
+    return next((line.state for line in reversed(lines) if line.progress is not None), ModelState.UNLOADED)
 
 
 def _line(line: ModelStatus) -> dict[str, Any]:

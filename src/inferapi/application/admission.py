@@ -70,7 +70,14 @@ class Admission:
         """Other ways to load it that would fit in the same room."""
         device = self.device()
         room = self._room(device, resident_bytes, reclaimable_bytes, unwritten_bytes)
-        return memory_fit.alternatives(profile, key.options, device, room, max_batch=self._policy.max_batch)
+        return memory_fit.alternatives(
+            profile,
+            key.options,
+            device,
+            room,
+            max_batch=self._policy.max_batch,
+            correction=self._calibration.ratio((key, profile.commit)),
+        )
 
     def _room(
         self, device: Device, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int

@@ -44,7 +44,7 @@ class Changes:
     def make_current(self, resident: Resident, *, pinned: bool | None) -> EngineFacts:
         """Requests that name no model go there from now on."""
         self._fleet.current = resident.key
-        resident.pinned = resident.pinned if pinned is None else pinned
+        self._fleet.pin(resident.key, pinned=pinned)
         self._fleet.residents.touch(resident)
         return resident.engine.facts
 
@@ -57,13 +57,22 @@ class Changes:
         """The load of that model, begun or joined."""
         job = self._fleet.jobs.find(key) or self._loads.begin(key, explicit=True, reason="asked for")
         job.explicit = True
-        job.replaces = job.replaces or (replaces if replaces != key else None)
-        job.pinned = job.pinned if pinned is None else pinned
+        if replaces is not None and replaces != key and job.replaces is None:
+            job.replaces = replaces
+            self._fleet.spawn(self._replaced(job, replaces), job.name)
+        self._fleet.pin(key, pinned=pinned)
         in_turn = self._fleet.jobs.in_turn
         if in_turn is not None and not in_turn.explicit and in_turn.state is ModelState.ADMITTING:
             in_turn.cancel()  # operators come first; the requests that wait for that load get another
         self._fleet.bell.ring()
         return job
+
+    async def _replaced(self, job: LoadJob, replaced: ModelKey) -> None:
+        """Take the replaced model away, should the load have made no room for it; whether the caller stays or not."""
+        await asyncio.wait({job.task})
+        if not job.task.cancelled() and job.task.exception() is None:
+            self._fleet.unpin(replaced)
+            await self.take_away([r for r in self._fleet.residents if r.key == replaced], f"replaced by {job.key.ref}")
 
     async def joined(self, job: LoadJob, listener: Listener | None) -> EngineFacts:
         """Wait for its end. A caller that leaves only stops waiting.
@@ -91,6 +100,9 @@ class Changes:
         is_first = fleet.current is None and ref is None
         job = next((job for job in fleet.jobs if job.key in meant or is_first), None)
         if job is None:
+            return None
+        if job.state is ModelState.FAILED:  # by itself: there is nothing to cancel
+            await asyncio.wait({job.task})
             return None
         for waiter in fleet.waiters_for(job.key):
             waiter.refuse(LoadCancelled(model=str(job.key.ref)))

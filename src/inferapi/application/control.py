@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from inferapi.application.fleet import Fleet
+from inferapi.application.fleet import MOST_SOUGHT, Fleet
 from inferapi.application.jobs import LoadJob
 from inferapi.application.loading import ModelLoads
 from inferapi.application.placement import Placement
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 _BEAT_S = 5.0
 _STALLED_AFTER_S = 20.0
 _ABANDON_GRACE_S = 5.0
-_STOPPABLE = {ModelState.QUEUED, ModelState.RESOLVING, ModelState.DOWNLOADING, ModelState.ADMITTING}
+_SOUGHT = {ModelState.QUEUED, ModelState.RESOLVING, ModelState.DOWNLOADING}
+_STOPPABLE = _SOUGHT | {ModelState.ADMITTING}
 
 
 class ControlLoop:
@@ -96,7 +97,7 @@ class ControlLoop:
             error = fleet.failures.standing(key)
             if error is not None:
                 waiter.refuse(error)
-            else:
+            elif sum(not job.explicit and job.state in _SOUGHT for job in fleet.jobs) < MOST_SOUGHT:
                 self._loads.begin(key, explicit=False, reason="a request needs it")
 
     # Loads under way

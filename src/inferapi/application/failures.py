@@ -37,7 +37,7 @@ class Failures:
         last = self._by_key.pop(key, None)
         in_a_row = last.in_a_row + 1 if last else 1
         delay_s = min(2.0 ** min(in_a_row - 2, _MOST_DOUBLINGS), _LONGEST_S) if in_a_row > 1 else 0.0
-        self._by_key[key] = _Failure(error, in_a_row, self._clock.monotonic_s() + delay_s)
+        self._by_key[key] = _Failure(error.again(), in_a_row, self._clock.monotonic_s() + delay_s)
         if len(self._by_key) > _KEPT:
             self._by_key.popitem(last=False)
 
@@ -48,4 +48,4 @@ class Failures:
     def standing(self, key: ModelKey) -> InferapiError | None:
         """What the last try said, while it is too early for another."""
         failure = self._by_key.get(key)
-        return failure.error if failure and self._clock.monotonic_s() < failure.retry_at_s else None
+        return failure.error.again() if failure and self._clock.monotonic_s() < failure.retry_at_s else None

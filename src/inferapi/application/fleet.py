@@ -19,8 +19,12 @@ from inferapi.application.journal import EventKind, Journal
 from inferapi.application.policy import LifecyclePolicy, ModelKey
 from inferapi.application.residents import Resident, Residents
 from inferapi.application.waiting import Waiter, WaitingRoom
+from inferapi.domain.errors import QueueFull
 from inferapi.domain.model import EngineSpec, ModelRef, ModelState, ModelStatus
 from inferapi.domain.ports import Clock, TextEngine
+
+MOST_SOUGHT = 4
+"""Models that are resolved and downloaded at once because requests name them: requests choose names freely."""
 
 
 class Fleet:
@@ -44,11 +48,24 @@ class Fleet:
         self.current: ModelKey | None = None
         self.is_closed = False
         self.was_ready = False
+        self._pins: dict[ModelKey, bool] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def is_pinned(self, ref: ModelRef) -> bool:
-        """Whether the settings pin it."""
-        return any(fnmatchcase(ref.name, pattern) for pattern in self.policy.pinned_models)
+    def pin(self, key: ModelKey, *, pinned: bool | None) -> None:
+        """What an operator said of it, if anything: it holds until the model is asked to go."""
+        if pinned is not None:
+            self._pins[key] = pinned
+        resident = self.residents.find(key)
+        if resident is not None:
+            resident.pinned = self._is_pinned(key)
+
+    def unpin(self, key: ModelKey) -> bool | None:
+        """Forget what an operator said of it; what it was."""
+        return self._pins.pop(key, None)
+
+    def _is_pinned(self, key: ModelKey) -> bool:
+        by_settings = any(fnmatchcase(key.ref.name, pattern) for pattern in self.policy.pinned_models)
+        return self._pins.get(key, by_settings)
 
     def known(self, ref: ModelRef) -> ModelKey | None:
         """The load that a name means, if one is in memory, under way or current."""
@@ -70,8 +87,22 @@ class Fleet:
         return None if key is None else self.residents.find(key) or self.residents.named(key.ref)
 
     def waiters_for(self, key: ModelKey | None) -> list[Waiter]:
-        """Those who wait for that model, by its name or because it is current."""
-        return [waiter for waiter in self.waiting if (waiter.key or self.current) == key]
+        """Those who wait for that model: by its name, because it is current, or because it is to be the first."""
+        first = next((job.key for job in self.jobs if job.explicit), None)
+        return [waiter for waiter in self.waiting if (waiter.key or self.current or first) == key]
+
+    def require_room_to_wait(self, key: ModelKey | None) -> None:
+        """Nothing, if one more request may wait for that model.
+
+        Raises:
+            QueueFull: too many wait for it, or for all models together.
+        """
+        most = self.policy.max_batch + self.policy.max_queue
+        waiting, all_waiting = len(self.waiters_for(key or self.current)), len(list(self.waiting))
+        if waiting >= most:
+            raise QueueFull(waiting=waiting)
+        if all_waiting >= most * (self.policy.max_resident_models + MOST_SOUGHT):
+            raise QueueFull(waiting=all_waiting)
 
     def status(self, threshold_s: int) -> list[ModelStatus]:
         """One line a model: in memory, being loaded, or current and waiting for a request."""
@@ -85,14 +116,12 @@ class Fleet:
             lines[self.current] = ModelStatus(str(self.current.ref), state)
         return [replace(line, queued=line.queued + len(self.waiters_for(key))) for key, line in lines.items()]
 
-    def arrive(
-        self, job: LoadJob, spec: EngineSpec, engine: TextEngine, *, commit: str | None, pinned: bool
-    ) -> Resident:
+    def arrive(self, job: LoadJob, spec: EngineSpec, engine: TextEngine, *, commit: str | None) -> Resident:
         """A load becomes a model in memory: ready, current if it was asked for, and leased to those who wait."""
         if job.state is ModelState.LOADING:
             job.enter(ModelState.WARMING)
         job.enter(ModelState.READY)
-        resident = self.residents.add(job.key, spec, engine, commit=commit, pinned=pinned)
+        resident = self.residents.add(job.key, spec, engine, commit=commit, pinned=self._is_pinned(job.key))
         self.was_ready = True
         if job.explicit:
             self.current = job.key

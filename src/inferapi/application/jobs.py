@@ -15,6 +15,7 @@ from inferapi.domain.ports import Clock
 T = TypeVar("T")
 Listener = Callable[[LoadProgress], None]
 
+_ENDS = {ModelState.FAILED, ModelState.CANCELLED}
 _HUB_STAGES = {ModelState.RESOLVING, ModelState.DOWNLOADING}
 
 
@@ -27,20 +28,18 @@ class LoadJob:
     Attributes:
         explicit: an operator asked for it; otherwise a request did, or a failed change brings a model back.
         replaces: the model that goes when this one comes (``/change_model``).
-        pinned: as the operator said with it; ``None`` leaves it to the settings.
         profile, path: once they are known.
         victims: who makes room, already told so, when it gets its turn.
         turn: set when it may use the device: one load at a time does.
         patience_s: how long those who make room may take about it.
         displaced: who left for this load alone; they are back if it fails.
-        is_over: it was given up or has failed; what it does now is to clean up behind itself, undisturbed.
+        ended_in: the stage in which it failed or was cancelled.
     """
 
     def __init__(self, key: ModelKey, clock: Clock, *, explicit: bool, load_s: float | None) -> None:
         self.key = key
         self.explicit = explicit
         self.replaces: ModelKey | None = None
-        self.pinned: bool | None = None
         self.profile: ModelProfile | None = None
         self.path: str | None = None
         self.report: FitReport | None = None
@@ -48,7 +47,8 @@ class LoadJob:
         self.turn = asyncio.Event()
         self.patience_s = 0.0
         self.displaced: list[Resident] = []
-        self.is_over = False
+        self.ended_in: ModelState | None = None
+        self._is_given_up = False
         self.wanted_s = clock.monotonic_s()
         self.task: asyncio.Task[Resident]
         self.state = ModelState.QUEUED
@@ -68,6 +68,17 @@ class LoadJob:
     def elapsed_s(self) -> float:
         """Since it was asked for."""
         return self._clock.monotonic_s() - self._began_s
+
+    @property
+    def is_over(self) -> bool:
+        """It was given up or has failed; what it does now is to clean up behind itself, undisturbed."""
+        return self._is_given_up or self.state in _ENDS
+
+    def ends(self, state: ModelState) -> None:
+        """It has failed or was cancelled, as everybody may see; once is enough."""
+        if self.state not in _ENDS:
+            self.ended_in = self.state
+            self.enter(state)
 
     def enter(self, state: ModelState) -> None:
         """Go on to the next stage.
@@ -151,7 +162,7 @@ class LoadJob:
     def cancel(self) -> None:
         """Give it up, unless it is over anyway."""
         if not self.is_over:
-            self.is_over = True
+            self._is_given_up = True
             self.task.cancel()
 
     def _tell(self) -> None:

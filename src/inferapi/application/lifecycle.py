@@ -22,7 +22,7 @@ from inferapi.application.policy import LifecyclePolicy
 from inferapi.application.residents import Resident
 from inferapi.application.unloading import ModelUnloads
 from inferapi.application.waiting import Waiter
-from inferapi.domain.errors import ModelNotLoaded, OperationInProgress, QueueFull, ShuttingDown
+from inferapi.domain.errors import ModelNotLoaded, OperationInProgress, ShuttingDown
 from inferapi.domain.model import Device, EngineFacts, LoadOptions, ModelRef, ModelStatus
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, TextEngine
 
@@ -141,6 +141,7 @@ class ModelLifecycle:
                 raise OperationInProgress(operation=other.name)
         if fleet.current == key:
             fleet.current = None
+        fleet.unpin(key)
         await self._changes.take_away([r for r in fleet.residents if r.key == key], "asked for")
         return key.ref, False
 
@@ -191,9 +192,7 @@ class ModelLifecycle:
         if resident is not None and resident.is_ready:
             resident.leases += 1
             return resident
-        waiting = len(fleet.waiters_for(key or fleet.current))
-        if waiting >= self._policy.max_batch + self._policy.max_queue:
-            raise QueueFull(waiting=waiting)
+        fleet.require_room_to_wait(key)
         now_s = fleet.clock.monotonic_s()
         waiter = Waiter(key, now_s, now_s + self._policy.load_wait_s)
         fleet.waiting.enter(waiter)

@@ -28,6 +28,7 @@ from inferapi.domain.errors import (
     ModelTooLarge,
     OutOfMemory,
     ShuttingDown,
+    UnexpectedError,
 )
 from inferapi.domain.model import EngineSpec, ModelProfile, ModelState
 from inferapi.domain.ports import EngineLauncher, ModelRepository, TextEngine
@@ -74,8 +75,9 @@ class ModelLoads:
             error: InferapiError = ShuttingDown() if fleet.is_closed else LoadCancelled(model=model)
             for note in getattr(cancelled, "__notes__", ()):
                 error.add_note(note)
-            fleet.journal.record(EventKind.LOAD_CANCELLED, model, job.state.value, elapsed_s=round(job.elapsed_s, 3))
             self._break_off(job, ModelState.CANCELLED, error)
+            stage = job.ended_in or job.state
+            fleet.journal.record(EventKind.LOAD_CANCELLED, model, stage.value, elapsed_s=round(job.elapsed_s, 3))
             raise error from None
         except InferapiError as error:
             kind = EventKind.LOAD_REFUSED if isinstance(error, _REFUSALS) else EventKind.LOAD_FAILED
@@ -85,27 +87,32 @@ class ModelLoads:
             raise
         except Exception as error:
             log.exception("loading %s broke", model)
-            fleet.journal.record(EventKind.LOAD_FAILED, model, type(error).__name__)
-            self._break_off(job, ModelState.FAILED, error)
+            told = UnexpectedError()
+            fleet.journal.record(
+                EventKind.LOAD_FAILED,
+                model,
+                type(error).__name__,
+                code=told.code,
+                elapsed_s=round(job.elapsed_s, 3),
+            )
+            fleet.failures.note(job.key, told)
+            self._break_off(job, ModelState.FAILED, told)
             raise
         finally:
             fleet.over(job)
         fleet.failures.forget(job.key)
-        replaced = fleet.residents.find(job.replaces)
-        if replaced is not None and replaced is not resident:  # the change joined a load that had made no room for it
-            departure = Departure(f"replaced by {job.key.ref}", fleet.policy.drain_timeout_s, cuts=True)
-            self._unloads.begin(replaced, departure)
         return resident
 
-    def _break_off(self, job: LoadJob, state: ModelState, error: Exception) -> None:
+    def _break_off(self, job: LoadJob, state: ModelState, error: InferapiError) -> None:
         """Tell everybody who waits for this model, in the same step in which the load ends.
 
         Not of a load that was given up: those who waited then were told then, and who came later gets another.
         """
-        job.enter(state)
+        job.ends(state)
         if state is ModelState.FAILED:
             for waiter in self._fleet.waiters_for(job.key):
-                waiter.granted.set_exception(error)
+                if waiter.key or self._fleet.current:  # else no model was ever loaded, and that they are told
+                    waiter.refuse(error.again())
 
     async def _load(self, job: LoadJob) -> Resident:
         """All of it.
@@ -147,12 +154,12 @@ class ModelLoads:
             await self._make_room(job, profile)
             spec, engine = await self._launch(job, profile, path)
         except asyncio.CancelledError as cancelled:
-            job.is_over = True
+            job.ends(ModelState.CANCELLED)
             if not self._fleet.is_closed:
                 await self._restoration.restore(job.displaced, cancelled)
             raise
         except Exception as error:  # whatever it was, who served before must serve again
-            job.is_over = True
+            job.ends(ModelState.FAILED)
             await self._restoration.restore(job.displaced, error)
             raise
         return self._ready(job, spec, engine)
@@ -205,8 +212,7 @@ class ModelLoads:
         facts, report = engine.facts, job.report
         assert report is not None  # noqa: S101 - _make_room made it
         assert job.profile is not None  # noqa: S101 - without it there is no turn
-        pinned = self._fleet.is_pinned(job.key.ref) if job.pinned is None else job.pinned
-        resident = self._fleet.arrive(job, spec, engine, commit=job.profile.commit, pinned=pinned)
+        resident = self._fleet.arrive(job, spec, engine, commit=job.profile.commit)
         self._admission.learn(job.key, job.profile, report, facts)
         self._fleet.journal.record(
             EventKind.LOADED,
@@ -237,8 +243,8 @@ class ModelLoads:
 
     def _same_as(self, twin: Resident, job: LoadJob) -> Resident:
         """The model is in memory already: what was asked of the job holds for it."""
-        twin.names.add(job.key.ref)
-        twin.pinned = twin.pinned if job.pinned is None else job.pinned
+        self._fleet.residents.name(twin, job.key.ref)
+        self._fleet.pin(twin.key, pinned=self._fleet.unpin(job.key) if job.key != twin.key else None)
         if job.explicit:
             self._fleet.current = twin.key
         self._fleet.grant(twin)

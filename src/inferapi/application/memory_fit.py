@@ -101,16 +101,17 @@ def fit(
         reserve_bytes=room.reserve_bytes,
         total_bytes=room.total_bytes,
         available_bytes=room.available_bytes,
-        loaded_bytes=weights + overhead,
         correction=correction,
     )
 
     def of(blocks: int) -> FitReport:
         tokens = blocks * KV_BLOCK_TOKENS
+        cache = kv_cache_bytes(profile, dtype, tokens)
         return replace(
             empty,
             kv_cache_tokens=tokens,
-            kv_cache_bytes=kv_cache_bytes(profile, dtype, tokens),
+            kv_cache_bytes=cache,
+            loaded_bytes=weights + (overhead if device.kind is DeviceKind.CPU else 0 if profile.sequential else cache),
             working_bytes=working_bytes(profile, dtype, device.kind, max_batch=max_batch, kv_cache_tokens=tokens),
         )
 
@@ -124,17 +125,18 @@ def fit(
 
 
 def alternatives(
-    profile: ModelProfile, options: LoadOptions, device: Device, room: Room, *, max_batch: int
+    profile: ModelProfile, options: LoadOptions, device: Device, room: Room, *, max_batch: int, correction: float = 1.0
 ) -> tuple[Alternative, ...]:
     """Other dtypes that fit in the room and need less than the one asked for, or hold more tokens: most tokens first.
 
-    There is none for packed weights: their size does not follow the dtype.
+    There is none for packed weights: their size does not follow the dtype. ``correction`` is that of the dtype asked
+    for; a model that takes more than it should in one dtype is likely to do so in the other.
     """
-    asked = fit(profile, options, device, room, max_batch=max_batch)
+    asked = fit(profile, options, device, room, max_batch=max_batch, correction=correction)
     if profile.prequantized:
         return ()
     found = [
-        fit(profile, replace(options, dtype=dtype), device, room, max_batch=max_batch)
+        fit(profile, replace(options, dtype=dtype), device, room, max_batch=max_batch, correction=correction)
         for dtype in ("bfloat16", "float16")  # equally small; float16 overflows where bf16 does not
         if dtype != asked.dtype
     ]

@@ -136,10 +136,17 @@ class Residents:
     def add(self, key: ModelKey, spec: EngineSpec, engine: TextEngine, *, commit: str | None, pinned: bool) -> Resident:
         """A model that was just loaded."""
         now_s = self._clock.monotonic_s()
-        resident = Resident(key, spec, engine, commit, now_s, now_s, self._clock.wall_s(), pinned, names={key.ref})
+        resident = Resident(key, spec, engine, commit, now_s, now_s, self._clock.wall_s(), pinned)
         self._all.append(resident)
-        self._bell.ring()
+        self.name(resident, key.ref)
         return resident
+
+    def name(self, resident: Resident, ref: ModelRef) -> None:
+        """From now on the name means this one, and no other."""
+        for other in self._all:
+            other.names.discard(ref)
+        resident.names.add(ref)
+        self._bell.ring()
 
     def discard(self, resident: Resident) -> bool:
         """Forget one; false if it was forgotten before."""

@@ -57,13 +57,14 @@ class Restoration:
             job.enter(ModelState.ADMITTING)
             job.enter(ModelState.LOADING)
             engine = await self._launching.engine(job, victim.spec)
-            resident = fleet.arrive(job, victim.spec, engine, commit=victim.commit, pinned=victim.pinned)
+            resident = fleet.arrive(job, victim.spec, engine, commit=victim.commit)
         except Exception as error:
-            job.enter(ModelState.FAILED)
+            job.ends(ModelState.FAILED)
             fleet.journal.record(EventKind.RESTORE_FAILED, model, type(error).__name__)
             raise
         finally:
             fleet.over(job)
-        resident.names |= victim.names
+        for name in victim.names:
+            fleet.residents.name(resident, name)
         fleet.journal.record(EventKind.RESTORED, model, "what it made room for failed to load")
         return resident

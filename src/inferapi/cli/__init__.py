@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from inferapi.cli.loading import LoadRequest, load_model
 from inferapi.settings import Settings
@@ -54,7 +56,11 @@ def load(
 
 
 def _default_url() -> str:
-    settings = Settings()
+    try:
+        settings = Settings()
+    except (ValidationError, SettingsError) as error:
+        typer.echo(f"A setting in the environment is no good; give --url. {type(error).__name__}", err=True)
+        raise typer.Exit(2) from error
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 

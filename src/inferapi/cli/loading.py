@@ -49,32 +49,37 @@ class Display(Protocol):
 
 def load_model(request: LoadRequest, *, as_json: bool) -> int:
     """Load, and show it. Returns the exit status: 0, 1 if it failed, 3 without a server, 130 for Ctrl-C."""
-    failed = False
+    done = False
     try:
         with _display(as_json=as_json) as display:
             for event in _events(request):
                 display.show(event)
-                failed = "error" in event
+                done = "status" in event and "error" not in event
     except httpx.TransportError:
         print(f"No inferapi server answers on {request.url}, or it went away.", file=sys.stderr)  # noqa: T201
         return _UNREACHABLE
     except KeyboardInterrupt:
         print("Left. The load goes on; POST /unload_model cancels it.", file=sys.stderr)  # noqa: T201
         return _INTERRUPTED
-    return _FAILED if failed else 0
+    return 0 if done else _FAILED
 
 
 def _events(request: LoadRequest) -> Iterator[dict[str, Any]]:
     timeout = httpx.Timeout(_CONNECT_S, read=_SILENCE_S)
     headers = {"Accept": "text/event-stream"}
     with httpx.stream("POST", request.path, json=request.body, headers=headers, timeout=timeout) as response:
-        if response.is_error:
+        if not response.is_success or not response.headers.get("content-type", "").startswith("text/event-stream"):
             response.read()
             yield {"error": _problem(response)}
             return
+        whole = False
         for line in response.iter_lines():
             if line.startswith(_DATA) and line != f"{_DATA}[DONE]":
-                yield json.loads(line.removeprefix(_DATA))
+                event = json.loads(line.removeprefix(_DATA))
+                whole = "stage" not in event
+                yield event
+        if not whole:
+            yield {"error": {"detail": "The connection was cut before the load was done; it may go on."}}
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:
@@ -84,7 +89,8 @@ def _problem(response: httpx.Response) -> dict[str, Any]:
         problem = None
     if isinstance(problem, dict) and "detail" in problem:
         return problem
-    return {"status": response.status_code, "detail": f"{response.status_code} {response.reason_phrase}"}
+    detail = f"{response.url} answers {response.status_code} {response.reason_phrase}: no inferapi server?"
+    return {"status": response.status_code, "detail": detail}
 
 
 def _display(*, as_json: bool) -> AbstractContextManager[Display]:

@@ -52,7 +52,7 @@ no host, no path, nothing that a client wrote in full. The cause is chained with
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 Fact = str | int | float | bool | None
 
@@ -66,6 +66,13 @@ class InferapiError(Exception):
     def __init__(self, **facts: Fact) -> None:
         self.facts = facts
         super().__init__(self.text.format(**facts))
+
+    def again(self) -> Self:
+        """The same error for somebody else: raised anew it collects no frames of those who had it before."""
+        copy = type(self)(**self.facts)
+        for note in getattr(self, "__notes__", ()):
+            copy.add_note(note)
+        return copy
 
     @property
     def message(self) -> str:

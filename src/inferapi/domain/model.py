@@ -156,7 +156,8 @@ class FitReport:
         working_bytes: what steps take beside them: activations, scores, logits, compiled kernels.
         overhead_bytes: the process itself, its tokenizer, and what the trial at its load has compiled.
         loaded_bytes: the part of it that is taken once the model is loaded, before the first request: weights and
-            overhead.
+            overhead. On a GPU weights and KV cache, which is reserved at once there, and no CUDA context: the same as
+            ``EngineFacts.memory_bytes``, which it is held against.
         correction: what earlier loads of the model taught: measured against estimated, already in the figures.
     """
 
@@ -228,8 +229,9 @@ class EngineFacts:
         batching: ``continuous``, or ``sequential``: one request at a time.
         batching_reason: why a model runs sequentially; empty otherwise.
         weights_bytes: parameters and buffers, tied ones once.
-        memory_bytes: growth of the worker by loading (GPU memory on a GPU, resident memory elsewhere).
-        peak_memory_bytes: the most it grew by on the way there.
+        memory_bytes: what the worker held of its own once it was loaded: on a GPU what PyTorch has reserved there,
+            without the CUDA context; elsewhere the whole process, what it shares with others left out.
+        peak_memory_bytes: the most it held on the way there.
     """
 
     model: str

@@ -28,6 +28,7 @@ BROKEN = {
     "memory": lambda _: OutOfMemory(),
     "crash": lambda name: ModelCrashed(model=name),
 }
+obstacles = st.sampled_from([None, None, None, None, 0, 1, 2, 3, *BROKEN])
 
 
 class LifecycleMachine(RuleBasedStateMachine):
@@ -86,8 +87,16 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     # Operators
 
-    @rule(operation=operations, pause=pauses)
-    def operator(self, operation, pause):
+    def hinder(self, name, obstacle):
+        """A gate that is held, or an error that the next launch meets."""
+        if isinstance(obstacle, int):
+            self.world.gates[obstacle].hold()
+        elif obstacle and name:
+            self.world.launcher.errors[name] = [BROKEN[obstacle](name)] * 2
+
+    @rule(operation=operations, obstacle=obstacles, pause=pauses)
+    def operator(self, operation, obstacle, pause):
+        self.hinder(operation[1], obstacle)
         self.do(lambda: self.operate(*operation), pause)
 
     @rule(several=st.lists(operations, min_size=2, max_size=3), pause=pauses)
@@ -110,8 +119,9 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     # Clients
 
-    @rule(name=some_names, count=st.integers(1, 2), pause=pauses)
-    def requests(self, name, count, pause):
+    @rule(name=some_names, count=st.integers(1, 2), obstacle=obstacles, pause=pauses)
+    def requests(self, name, count, obstacle, pause):
+        self.hinder(name, obstacle)
         self.do(lambda: [self.world.request(name) for _ in range(count)], pause)
 
     @precondition(lambda self: self.world.held)
@@ -137,10 +147,6 @@ class LifecycleMachine(RuleBasedStateMachine):
     def an_engine_dies(self, which, pause):
         alive = self.world.alive
         self.do(lambda: self.world.crash(alive[which % len(alive)]), pause)
-
-    @rule(name=names, error=st.sampled_from(sorted(BROKEN)), times=st.integers(1, 2))
-    def the_next_launch_fails(self, name, error, times):
-        self.world.launcher.errors.setdefault(name, []).extend(BROKEN[error](name) for _ in range(times))
 
     @rule(name=names, where=st.sampled_from(["profile_errors", "fetch_errors"]))
     def the_hub_comes_or_goes(self, name, where):
@@ -202,7 +208,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
 
 LifecycleMachine.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=200,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
