@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 from starlette.responses import Response
 
+from inferapi.api.disconnect import until_disconnect
 from inferapi.api.json_route import JsonRoute
 from inferapi.api.progress import with_progress
 from inferapi.api.schema import Body, ModelName
@@ -83,7 +84,7 @@ def models_router(lifecycle: ModelLifecycle) -> APIRouter:
         """
         ref, options = ModelRef.parse(body.model_name, body.revision), body.options()
         if body.dry_run:
-            return _fit(await lifecycle.fit(ref, options))
+            return _fit(await until_disconnect(request, lifecycle.fit(ref, options)))
         steps = with_progress(lambda listener: lifecycle.load(ref, options, pinned=body.pinned, listener=listener))
         return await _respond(request, steps, lambda _: f"Model {body.model_name} loaded successfully")
 
@@ -95,7 +96,7 @@ def models_router(lifecycle: ModelLifecycle) -> APIRouter:
         """
         ref, options = ModelRef.parse(body.new_model_name, body.revision), body.options()
         if body.dry_run:
-            return _fit(await lifecycle.fit(ref, options, replacing=True))
+            return _fit(await until_disconnect(request, lifecycle.fit(ref, options, replacing=True)))
         steps = with_progress(lambda listener: lifecycle.change(ref, options, pinned=body.pinned, listener=listener))
         return await _respond(
             request,

@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 MEDIA_TYPE = "text/event-stream"
 PING_S = 10.0
-_MOST_AHEAD = 16  # items that a slow reader has not taken yet; then the source waits
 DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 
@@ -114,7 +113,7 @@ class _Pump(Generic[T]):
     """Runs a generator in a task of its own, so that waiting for it can be cut short without ending it."""
 
     def __init__(self, items: AsyncGenerator[T]) -> None:
-        self._queue: asyncio.Queue[T | InferapiError | _End] = asyncio.Queue(_MOST_AHEAD)
+        self._queue: asyncio.Queue[T | InferapiError | _End] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(items))
 
     async def next(self) -> T | InferapiError | _Ping | _End:
@@ -135,10 +134,10 @@ class _Pump(Generic[T]):
         try:
             async with aclosing(items):
                 async for item in items:
-                    await self._queue.put(item)
+                    self._queue.put_nowait(item)
         except InferapiError as error:
             last = error
         except Exception:
             log.exception("a stream broke")
             last = UnexpectedError()
-        await self._queue.put(last)
+        self._queue.put_nowait(last)

@@ -14,7 +14,7 @@ from inferapi.application.loading import ModelLoads
 from inferapi.application.policy import ModelKey
 from inferapi.application.residents import Resident
 from inferapi.application.unloading import Departure, ModelUnloads
-from inferapi.domain.errors import LoadCancelled, OperationInProgress, ShuttingDown
+from inferapi.domain.errors import LoadCancelled, ModelNotLoaded, OperationInProgress, ShuttingDown
 from inferapi.domain.model import EngineFacts, ModelRef, ModelState
 
 
@@ -111,6 +111,26 @@ class Changes:
         job.cancel()
         await asyncio.wait({job.task})
         return job.key.ref
+
+    async def removed(self, ref: ModelRef | None) -> ModelRef:
+        """Take that model, or the current one, out of memory for good; which it was.
+
+        Raises:
+            ModelNotLoaded: it is not there.
+            OperationInProgress: it makes room for another one just now.
+        """
+        fleet = self._fleet
+        key = fleet.current if ref is None else fleet.known(ref)
+        if key is None:
+            raise ModelNotLoaded
+        for job in fleet.jobs:
+            if job.replaces == key or any(r.key == key for r in (*job.victims, *job.displaced)):
+                raise OperationInProgress(operation=job.name)
+        if fleet.current == key:
+            fleet.current = None
+        fleet.unpin(key)
+        await self.take_away([r for r in fleet.residents if r.key == key], "asked for")
+        return key.ref
 
     async def take_away(self, residents: list[Resident], reason: str) -> None:
         """Drain and end them; goes on if the caller leaves."""

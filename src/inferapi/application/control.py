@@ -97,8 +97,11 @@ class ControlLoop:
             error = fleet.failures.standing(key)
             if error is not None:
                 waiter.refuse(error)
-            elif sum(not job.explicit and job.state in _SOUGHT for job in fleet.jobs) < MOST_SOUGHT:
+            elif key == fleet.current or self._sought() < MOST_SOUGHT:
                 self._loads.begin(key, explicit=False, reason="a request needs it")
+
+    def _sought(self) -> int:
+        return sum(not job.explicit and job.state in _SOUGHT for job in self._fleet.jobs)
 
     # Loads under way
 
@@ -148,9 +151,8 @@ class ControlLoop:
         """
         fleet, profile = self._fleet, job.profile
         assert profile is not None  # noqa: S101 - it is known before a load is admitted
-        there = fleet.residents.find(job.key) if job.explicit else fleet.resident(job.key)
-        if there is not None and there.is_ready:
-            return None, []  # it need not go after all, or came by another way: the load finds it in its turn
+        if fleet.already(job) is not None:
+            return None, []  # the load finds it in its turn
         if any(resident.key == job.key for resident in fleet.residents):
             return None, None  # never two of one key: the one on its way out goes first
         now_s = fleet.clock.monotonic_s()

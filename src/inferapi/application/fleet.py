@@ -86,6 +86,28 @@ class Fleet:
         """The model in memory that answers requests for that key, however it was loaded."""
         return None if key is None else self.residents.find(key) or self.residents.named(key.ref)
 
+    def twin(self, key: ModelKey, commit: str | None) -> Resident | None:
+        """The model in memory that is this very commit under another name, loaded with the same options."""
+        return next(
+            (
+                resident
+                for resident in self.residents
+                if resident.is_ready
+                and commit is not None
+                and resident.commit == commit
+                and resident.key.ref.name == key.ref.name
+                and resident.key.options == key.options
+            ),
+            None,
+        )
+
+    def already(self, job: LoadJob) -> Resident | None:
+        """The ready model in memory that is what the job is for: it came by another way, or need not go after all."""
+        resident = self.residents.find(job.key) if job.explicit else self.resident(job.key)
+        if resident is not None and resident.is_ready:
+            return resident
+        return self.twin(job.key, job.profile.commit if job.profile else None)
+
     def waiters_for(self, key: ModelKey | None) -> list[Waiter]:
         """Those who wait for that model: by its name, because it is current, or because it is to be the first."""
         first = next((job.key for job in self.jobs if job.explicit), None)
@@ -131,6 +153,8 @@ class Fleet:
 
     def over(self, job: LoadJob) -> None:
         """It ended, one way or the other; also one that was cancelled before its first step."""
+        if self.jobs.find(job.key) is job and job.state is ModelState.QUEUED:
+            self.journal.record(EventKind.LOAD_CANCELLED, str(job.key.ref), job.state.value, elapsed_s=0.0)
         self.jobs.discard(job)
         self.bell.ring()
 

@@ -7,6 +7,7 @@ the states.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,9 +23,13 @@ from inferapi.application.policy import LifecyclePolicy
 from inferapi.application.residents import Resident
 from inferapi.application.unloading import ModelUnloads
 from inferapi.application.waiting import Waiter
-from inferapi.domain.errors import ModelNotLoaded, OperationInProgress, ShuttingDown
+from inferapi.domain.errors import ModelNotLoaded, ShuttingDown
 from inferapi.domain.model import Device, EngineFacts, LoadOptions, ModelRef, ModelStatus
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, TextEngine
+
+log = logging.getLogger(__name__)
+
+_LAST_S = 0.5  # beyond the drain timeout, for engines to go
 
 
 class ModelLifecycle:
@@ -129,25 +134,21 @@ class ModelLifecycle:
             ModelNotLoaded: it is neither loaded nor being loaded.
             OperationInProgress: it makes room for another one just now.
         """
-        fleet = self._fleet
         loading = await self._changes.cancelled(ref)
         if loading is not None:
             return loading, True
-        key = fleet.current if ref is None else fleet.known(ref)
-        if key is None:
-            raise ModelNotLoaded
-        for other in fleet.jobs:
-            if other.replaces == key or any(r.key == key for r in (*other.victims, *other.displaced)):
-                raise OperationInProgress(operation=other.name)
-        if fleet.current == key:
-            fleet.current = None
-        fleet.unpin(key)
-        await self._changes.take_away([r for r in fleet.residents if r.key == key], "asked for")
-        return key.ref, False
+        return await self._changes.removed(ref), False
 
     async def fit(self, ref: ModelRef, options: LoadOptions | None = None, *, replacing: bool = False) -> FitAnswer:
-        """What loading would need and whom it would displace, without loading."""
+        """What loading, or replacing the current model, would need and whom it would displace, without loading.
+
+        Raises:
+            ModelNotLoaded: there is nothing to replace.
+            others: as ``ModelRepository.profile``.
+        """
         key = self._admission.key(ref, options)
+        if replacing and self._fleet.current is None:
+            raise ModelNotLoaded
         profile = await self._models.profile(ref)
         return self._placement.answer(key, profile, self._fleet.current if replacing else None)
 
@@ -252,9 +253,15 @@ class ModelLifecycle:
         fleet.waiting.refuse_all(ShuttingDown)
         for job in fleet.jobs:
             job.task.cancel()
-        await asyncio.gather(*(job.task for job in fleet.jobs), return_exceptions=True)
-        await self._changes.take_away(list(fleet.residents), "the server ends")
-        await fleet.settled()
+        leaving = self._changes.take_away(list(fleet.residents), "the server ends")
+        try:
+            async with asyncio.timeout(self._policy.drain_timeout_s + _LAST_S):
+                await asyncio.gather(leaving, *(job.task for job in fleet.jobs), return_exceptions=True)
+                await fleet.settled()
+        except TimeoutError:  # the deadline is hard, whatever hangs
+            log.warning("not everything ended within the drain timeout: it is ended now")
+            await self._launcher.aclose()
+            await fleet.settled()
 
     async def abort(self) -> None:
         """End every engine at once; the requests that use them are told so."""

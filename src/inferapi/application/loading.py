@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from inferapi.application.admission import Admission, ran_out_of_memory
 from inferapi.application.fleet import Fleet
@@ -25,6 +25,7 @@ from inferapi.domain.errors import (
     InsufficientMemory,
     LoadCancelled,
     ModelNotAllowed,
+    ModelsInUse,
     ModelTooLarge,
     OutOfMemory,
     ShuttingDown,
@@ -35,6 +36,7 @@ from inferapi.domain.ports import EngineLauncher, ModelRepository, TextEngine
 
 log = logging.getLogger(__name__)
 
+_COSTLY = {ModelState.LOADING, ModelState.WARMING}
 _REFUSALS = (ModelNotAllowed, ModelTooLarge, InsufficientMemory)
 
 
@@ -56,6 +58,8 @@ class ModelLoads:
         self._admission = admission
         self._placement = placement
         self._unloads = unloads
+        # Two loads of one commit (of two dtypes, say) download it once: the second finds it there.
+        self._fetching: WeakValueDictionary[tuple[str, str | None], asyncio.Lock] = WeakValueDictionary()
         self._restoration = Restoration(fleet, self._launching)
 
     def begin(self, key: ModelKey, *, explicit: bool, reason: str) -> LoadJob:
@@ -82,8 +86,9 @@ class ModelLoads:
         except InferapiError as error:
             kind = EventKind.LOAD_REFUSED if isinstance(error, _REFUSALS) else EventKind.LOAD_FAILED
             fleet.journal.record(kind, model, error.message, code=error.code, elapsed_s=round(job.elapsed_s, 3))
-            fleet.failures.note(job.key, error)
             self._break_off(job, ModelState.FAILED, error)
+            if job.ended_in in _COSTLY or not isinstance(error, ModelsInUse | InsufficientMemory):
+                fleet.failures.note(job.key, error)  # that there is no place is nothing against the model
             raise
         except Exception as error:
             log.exception("loading %s broke", model)
@@ -109,6 +114,8 @@ class ModelLoads:
         Not of a load that was given up: those who waited then were told then, and who came later gets another.
         """
         job.ends(state)
+        if job.explicit:
+            self._fleet.unpin(job.key)  # what was to be pinned did not come
         if state is ModelState.FAILED:
             for waiter in self._fleet.waiters_for(job.key):
                 if waiter.key or self._fleet.current:  # else no model was ever loaded, and that they are told
@@ -124,12 +131,13 @@ class ModelLoads:
         try:
             job.enter(ModelState.RESOLVING)
             profile = await job.unless_stalled(self._models.profile(job.key.ref), stall_timeout_s)
-            twin = self._twin(job.key, profile)
+            twin = self._fleet.twin(job.key, profile.commit)
             if twin is not None:
                 return self._same_as(twin, job)
             self._placement.require_possible(job, profile)
             job.enter(ModelState.DOWNLOADING)
-            job.path = await job.unless_stalled(self._models.fetch(profile, job.tell), stall_timeout_s)
+            async with self._fetching.setdefault((job.key.ref.name, profile.commit), asyncio.Lock()):
+                job.path = await job.unless_stalled(self._models.fetch(profile, job.tell), stall_timeout_s)
         except (InferapiError, asyncio.CancelledError) as error:
             for resident in self._fleet.residents:
                 if resident.is_ready:
@@ -147,8 +155,8 @@ class ModelLoads:
 
     async def _load_in_turn(self, job: LoadJob, profile: ModelProfile, path: str) -> Resident:
         """Make room, then load; whoever went for it is back if it fails."""
-        there = self._fleet.residents.find(job.key) if job.explicit else self._fleet.resident(job.key)
-        if there is not None and there.is_ready:
+        there = self._fleet.already(job)
+        if there is not None:
             return self._same_as(there, job)
         try:
             await self._make_room(job, profile)
@@ -229,17 +237,6 @@ class ModelLoads:
             promised_bytes=report.needed_bytes,
         )
         return resident
-
-    def _twin(self, key: ModelKey, profile: ModelProfile) -> Resident | None:
-        """The model in memory that is this very commit under another name."""
-        if profile.commit is None:
-            return None
-        same = (
-            r
-            for r in self._fleet.residents
-            if r.is_ready and r.commit == profile.commit and replace(r.key, ref=key.ref) == key
-        )
-        return next((r for r in same if r.key.ref.name == key.ref.name), None)
 
     def _same_as(self, twin: Resident, job: LoadJob) -> Resident:
         """The model is in memory already: what was asked of the job holds for it."""

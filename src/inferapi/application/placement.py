@@ -93,7 +93,7 @@ class Placement:
         return FitAnswer(
             report=self.report(key, profile, gone),
             fits=victims is not None,
-            would_evict=tuple(str(victim.key.ref) for victim in victims or ()),
+            would_evict=tuple(str(victim.key.ref) for victim in victims or () if victim.key != key),
             alternatives=self._admission.alternatives(key, profile, **self._room(gone)),
             expected_load_s=self._admission.expected_load_s(key),
         )

@@ -67,7 +67,11 @@ def load_model(request: LoadRequest, *, as_json: bool) -> int:
 def _events(request: LoadRequest) -> Iterator[dict[str, Any]]:
     timeout = httpx.Timeout(_CONNECT_S, read=_SILENCE_S)
     headers = {"Accept": "text/event-stream"}
-    with httpx.stream("POST", request.path, json=request.body, headers=headers, timeout=timeout) as response:
+    is_here = httpx.URL(request.url).host in {"127.0.0.1", "localhost", "::1"}  # no proxy knows the way
+    with (
+        httpx.Client(timeout=timeout, trust_env=not is_here) as client,
+        client.stream("POST", request.path, json=request.body, headers=headers) as response,
+    ):
         if not response.is_success or not response.headers.get("content-type", "").startswith("text/event-stream"):
             response.read()
             yield {"error": _problem(response)}

@@ -176,14 +176,15 @@ async def test_an_operator_who_asks_for_a_model_that_makes_room_just_now_is_answ
 
 
 async def test_a_request_never_cuts_off_what_runs_on_the_same_model_loaded_otherwise(make_stage):
-    stage = await make_stage(max_resident_models=2, drain_timeout_s=30.0)
-    stage.models.fetch_gate.hold()
-    waiting = await stage.hold("gpt2")
+    stage = await make_stage(max_resident_models=1, drain_timeout_s=30.0)
+    await stage.load("other")
+    busy = await stage.hold("other")
+    waiting = await stage.hold("gpt2")  # its load waits for its turn, and an operator's overtakes it
     loading = asyncio.create_task(stage.lifecycle.load(GPT2, LoadOptions(dtype="float32")))
     await settle()
-    running = await stage.hold()
-    stage.models.fetch_gate.open()
+    await busy.finish()
     await loading
+    running = await stage.hold()
     await stage.clock.advance(100)
     served = [request.engine for request in (waiting, running) if request.engine]
     assert [engine.is_closed for engine in served] == [False] * len(served)
