@@ -223,7 +223,7 @@ def test_out_of_memory_in_a_generation_is_told_and_the_next_request_works(fresh_
 def test_memory_descriptors_and_threads_come_back_over_thirty_cycles(fresh_server):
     server = fresh_server().wait_ready()
     server.answer("/unload_model", {})
-    left_bytes, counts = [], []
+    left_bytes, counts, threads = [], [], []
     for _ in range(CYCLES):
         server.answer("/load_model", {"model_name": DEMO})
         server.result(max_new_tokens=2)
@@ -235,9 +235,11 @@ def test_memory_descriptors_and_threads_come_back_over_thirty_cycles(fresh_serve
         assert receipt["duration_s"] >= 0
         left_bytes.append(server.own_bytes())
         tree = [psutil.Process(server.process.pid), *server.tree()]
-        counts.append((len(tree), sum(p.num_fds() for p in tree), sum(p.num_threads() for p in tree)))
+        counts.append((len(tree), sum(p.num_fds() for p in tree)))
+        threads.append(sum(p.num_threads() for p in tree))
     assert max(left_bytes) - left_bytes[0] < ALLOWED_GROWTH_BYTES
     assert len(set(counts[1:])) == 1
+    assert max(threads) - min(threads) <= 1  # asyncio keeps one more for files where two reads once met
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])

@@ -109,7 +109,7 @@ class PagedAttention:
         step = self._steps.get(device)
         if step is None:
             assert self._plan is not None  # noqa: S101 - begin() is called by the runner before every pass
-            step = self._steps[device] = StepLayout(self._plan, device)
+            step = self._steps[device] = StepLayout(self._plan, device, self._cache.num_blocks)
         return step
 
     def _decode(

@@ -68,7 +68,7 @@ def load_model(spec: EngineSpec, report: Report = _unheard) -> LoadedModel:
 
 
 def _load(spec: EngineSpec, report: Report) -> LoadedModel:
-    started_s, before_bytes = time.monotonic(), memory_bytes(spec.device)
+    started_s = time.monotonic()
     attention, attention_reason = _choose_attention(spec)
     try:
         _require_room_for_tokenizer(spec.path)
@@ -113,7 +113,7 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
     report(ModelState.WARMING, weights_bytes, weights_bytes)
     decode = _decoder(tokenizer)
     loop = EngineLoop(scheduler, runner, decode=decode, eos_token_ids=eos_token_ids)
-    grown_bytes = max(memory_bytes(spec.device) - before_bytes, 0)
+    taken_bytes = memory_bytes(spec.device)
     facts = EngineFacts(
         model=spec.model,
         device=str(model.device),
@@ -125,9 +125,9 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
         context_window_tokens=context_window,
         kv_cache_tokens=pool.capacity_tokens if pool else 0,
         weights_bytes=weights_bytes,
-        memory_bytes=grown_bytes,
+        memory_bytes=taken_bytes,
         load_s=time.monotonic() - started_s,
-        peak_memory_bytes=grown_bytes,  # at least; whoever looked meanwhile knows better
+        peak_memory_bytes=taken_bytes,  # at least; whoever looked meanwhile knows better
     )
     return LoadedModel(loop, PromptEncoder(tokenizer, context_window), facts)
 

@@ -29,7 +29,7 @@ class Pulse:
         self._send = send
         self.on_beat = on_beat
         self._device = DeviceKind.CPU
-        self._memory_bytes = self._before_bytes = self._peak_bytes = 0
+        self._memory_bytes = self._peak_bytes = 0
         self._interval_s = _BEAT_S
         self._woken = threading.Event()
 
@@ -41,16 +41,15 @@ class Pulse:
     def load_begins(self, device: DeviceKind) -> None:
         """From now on the memory of ``device`` is told, and its peak is looked for."""
         self._device = device
-        self._before_bytes = self._peak_bytes = memory_bytes(device)
+        self._peak_bytes = memory_bytes(device)
         self._interval_s = _SAMPLE_S
         self._woken.set()
 
     def load_ended(self) -> int:
-        """Look less often again; the most bytes that the process grew by meanwhile."""
+        """Look less often again; the most bytes that the process took meanwhile."""
         self._interval_s = _BEAT_S
         self._memory_bytes = memory_bytes(self._device)
-        peak_bytes = max(self._peak_bytes, most_memory_bytes(self._device))
-        return max(peak_bytes - self._before_bytes, 0)
+        return max(self._peak_bytes, most_memory_bytes(self._device))
 
     def beat(self) -> None:
         """Tell the memory read last, now."""

@@ -39,9 +39,10 @@ async def test_a_tiny_model_takes_what_was_estimated_within_15_percent(benchmark
     folder = benchmark_module.write_tiny(family, tmp_path / family)
     found = await benchmark_module.measure(launcher, folder, "float32")
     assert found.loaded_ratio == pytest.approx(1.0, abs=0.15)
-    # Nearly all of a tiny model's peak is compiled kernels. How many depends on how the requests met in steps and on
-    # the threads that a busy machine left: on a quiet one it is within 15 %, see docs/benchmarks/memory-fit.md.
-    assert 0.85 <= found.needed_ratio <= 1.4
+    assert found.facts.memory_bytes == pytest.approx(found.loaded_bytes, rel=0.05)  # what the worker says of itself
+    # Nearly all of a tiny model's peak is compiled kernels. How many depends on how the requests met in steps: on a
+    # quiet machine 1.0 to 1.12 was measured, and one new number of rows more or less is 2 %.
+    assert 0.85 <= found.needed_ratio <= 1.2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

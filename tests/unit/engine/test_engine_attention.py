@@ -14,7 +14,7 @@ from inferapi.engine.kv_cache import KvCache
 from inferapi.engine.request import Request
 from inferapi.engine.scheduler import Plan, Segment
 
-BLOCKS, HEAD_DIM = 40, 8
+BLOCKS, HEAD_DIM = 80, 8
 LAYER = SimpleNamespace(layer_idx=0)
 
 
@@ -186,6 +186,19 @@ def test_not_a_number_in_one_request_does_not_reach_another(new_request, other: 
         outputs = [model.step((spoiled, 63, 64), (told, n, n + 1))[1] for n in range(10, 20)]
 
     torch.testing.assert_close(torch.cat(outputs), formula(model.kind, told)[10:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [range(17), [0, *range(64, 80)]], ids=["in place", "gathered"])
+def test_a_view_filled_up_with_spoiled_blocks_gives_the_same_result(new_request, blocks: Sequence[int]) -> None:
+    model = Model(Kind(group=2))
+    told = model.tell(new_request(), blocks, 17 * 64)
+    for cache in (*model.cache.keys, *model.cache.values):
+        cache[17:24] = float("nan")  # seven blocks that the view has and nobody owns
+
+    out = model.run(told, 17 * 64 - 1)
+
+    assert model.attention._step(torch.device("cpu")).decode_view(None).num_blocks == 24
+    torch.testing.assert_close(out[-1], formula(model.kind, told)[-1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from inferapi.domain.model import LayerShape
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
 from inferapi.engine.request import Request
 from inferapi.engine.scheduler import Plan, Segment
-from inferapi.engine.step_layout import StepLayout
+from inferapi.engine.step_layout import DecodeView, StepLayout
 
 CPU = torch.device("cpu")
 
@@ -57,42 +57,82 @@ def test_tokens_are_written_in_order_of_the_plan(new_request) -> None:
     prompt = new_request(1)
     prompt.blocks = [0, 4]
 
-    layout = StepLayout(Plan((decode,), (Segment(prompt, BLOCK_TOKENS - 1, 3),)), CPU)
+    layout = StepLayout(Plan((decode,), (Segment(prompt, BLOCK_TOKENS - 1, 3),)), CPU, 6)
 
     assert layout.write_blocks.tolist() == [1, 0, 4, 4]
     assert layout.write_offsets.tolist() == [1, BLOCK_TOKENS - 1, 0, 1]
 
 
+def visible_tokens(view: DecodeView) -> list[int]:
+    return (~view.hidden).sum((1, 2, 3)).tolist()
+
+
 def test_dense_blocks_are_read_in_place(new_request) -> None:
     segments = (decoding(new_request(0), [0, 2], BLOCK_TOKENS + 10), decoding(new_request(1), [1], 5))
 
-    view = StepLayout(Plan(segments, ()), CPU).decode_view(None)
+    view = StepLayout(Plan(segments, ()), CPU, 3).decode_view(None)
 
     assert view.gathered is None
     assert view.owner.tolist() == [0, 1, 0]
-    assert (~view.hidden).sum((1, 2, 3)).tolist() == [BLOCK_TOKENS, 5, 10]
+    assert visible_tokens(view) == [BLOCK_TOKENS, 5, 10]
 
 
 def test_sparse_blocks_are_gathered(new_request) -> None:
     segments = (decoding(new_request(0), [30, 7], BLOCK_TOKENS + 10), decoding(new_request(1), [12], 5))
 
-    view = StepLayout(Plan(segments, ()), CPU).decode_view(None)
+    view = StepLayout(Plan(segments, ()), CPU, 40).decode_view(None)
 
     assert view.gathered is not None
     assert view.gathered.tolist() == [30, 7, 12]
     assert view.owner.tolist() == [0, 0, 1]
-    assert (~view.hidden).sum((1, 2, 3)).tolist() == [BLOCK_TOKENS, 10, 5]
+    assert visible_tokens(view) == [BLOCK_TOKENS, 10, 5]
+
+
+def test_gathered_blocks_are_filled_up_with_blocks_of_nobody(new_request) -> None:
+    blocks = list(range(0, 80, 4))
+
+    view = StepLayout(Plan((decoding(new_request(0), blocks, 20 * BLOCK_TOKENS),), ()), CPU, 100).decode_view(None)
+
+    assert view.gathered is not None
+    assert view.gathered.tolist() == blocks + 4 * [0]
+    assert view.owner.tolist() == 20 * [0] + 4 * [1]
+    assert visible_tokens(view) == 20 * [BLOCK_TOKENS] + 4 * [0]
 
 
 def test_blocks_of_nobody_are_hidden(new_request) -> None:
-    view = StepLayout(Plan((decoding(new_request(0), [1, 3], 70),), ()), CPU).decode_view(None)
+    view = StepLayout(Plan((decoding(new_request(0), [1, 3], 70),), ()), CPU, 4).decode_view(None)
 
     assert view.num_blocks == 4
-    assert (~view.hidden).sum((1, 2, 3)).tolist() == [0, BLOCK_TOKENS, 0, 6]
+    assert view.owner.tolist() == [1, 0, 1, 0]
+    assert visible_tokens(view) == [0, BLOCK_TOKENS, 0, 6]
+
+
+@pytest.mark.parametrize(("last", "pool_blocks", "viewed"), [(15, 40, 16), (16, 40, 24), (16, 20, 20), (23, 40, 24)])
+def test_a_view_of_many_blocks_is_rounded_up_to_blocks_that_the_pool_has(
+    new_request, last: int, pool_blocks: int, viewed: int
+) -> None:
+    blocks = list(range(last + 1))
+    segment = decoding(new_request(0), blocks, (last + 1) * BLOCK_TOKENS)
+
+    view = StepLayout(Plan((segment,), ()), CPU, pool_blocks).decode_view(None)
+
+    assert view.num_blocks == viewed
+    assert visible_tokens(view) == len(blocks) * [BLOCK_TOKENS] + (viewed - len(blocks)) * [0]
+    assert view.owner.tolist() == len(blocks) * [0] + (viewed - len(blocks)) * [1]
+
+
+@pytest.mark.parametrize("apart", [1, 30], ids=["in place", "gathered"])
+def test_views_of_any_number_of_blocks_come_in_few_sizes(new_request, apart: int) -> None:
+    sizes = set()
+    for held in range(1, 101):
+        segment = decoding(new_request(0), [apart * index for index in range(held)], held * BLOCK_TOKENS)
+        sizes.add(StepLayout(Plan((segment,), ()), CPU, 3000).decode_view(None).num_blocks)
+
+    assert {size for size in sizes if size > 16} == set(range(24, 105, 8))
 
 
 def test_blocks_before_a_window_are_left_out(new_request) -> None:
-    layout = StepLayout(Plan((decoding(new_request(0), [0, 1, 2], 2 * BLOCK_TOKENS + 10),), ()), CPU)
+    layout = StepLayout(Plan((decoding(new_request(0), [0, 1, 2], 2 * BLOCK_TOKENS + 10),), ()), CPU, 3)
 
     view = layout.decode_view(20)
 

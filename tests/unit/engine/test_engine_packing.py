@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from inferapi.engine.packing import PackedLinear, can_pack, pack_linears
+from inferapi.engine.packing import PackedLinear, can_pack, computed_rows, pack_linears
 
 needs_bfloat16 = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU has no packed bfloat16 kernels")
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
@@ -27,6 +27,30 @@ def test_a_packed_layer_computes_what_the_plain_one_does(
 
     assert (output.shape, output.dtype) == ((*shape, 40), dtype)
     torch.testing.assert_close(output.float(), exact, atol=ROUNDING[dtype], rtol=ROUNDING[dtype])
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(33,), (1, 45), (3, 17), (1, 500)])
+def test_rows_filled_up_with_zeros_leave_no_trace(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(24, 40).to(dtype)
+    inputs = torch.randn(*shape, 24).to(dtype)
+    packed = PackedLinear(plain.weight, plain.bias)
+
+    with torch.inference_mode():
+        output = packed(inputs)
+        unpadded = torch.ops.mkldnn._linear_pointwise(inputs, packed.packed, packed.bias, "none", [], "")
+
+    assert output.shape == unpadded.shape == (*shape, 40)
+    torch.testing.assert_close(output, unpadded, atol=ROUNDING[dtype], rtol=ROUNDING[dtype])
+
+
+def test_long_prompts_are_computed_in_few_numbers_of_rows_and_batches_of_tokens_exactly() -> None:
+    counts = {rows: computed_rows(rows) for rows in range(545)}
+
+    assert all(counts[rows] == rows for rows in range(33))
+    assert all(0 <= computed - rows < 16 for rows, computed in counts.items())
+    assert {computed for computed in counts.values() if computed > 32} == set(range(48, 545, 16))
 
 
 @dtypes
