@@ -26,8 +26,9 @@ from inferapi.domain.errors import (
     SessionBusy,
 )
 from inferapi.domain.generation import Chunk, FinishReason, GenerationRequest, Prompt, SamplingParams
-from inferapi.domain.model import EngineLoad, EngineSpec, ModelRef, ModelState
+from inferapi.domain.model import EngineLoad, EngineSpec, ModelRef
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, SessionStore, TextEngine
+from inferapi.domain.states import ModelState
 
 SHORT_S = 0.02
 BOUND_S = 10.0

@@ -39,10 +39,9 @@ from inferapi.domain.model import (
     LayerShape,
     ModelProfile,
     ModelRef,
-    ModelState,
-    Report,
 )
 from inferapi.domain.ports import Clock, TextEngine
+from inferapi.domain.states import ModelState, Report
 
 MIB = 1024**2
 GIB = 1024**3

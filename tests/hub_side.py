@@ -11,7 +11,8 @@ from inferapi.adapters.hub_fetch import Asking
 from inferapi.adapters.hub_messages import Failed, Question
 from inferapi.adapters.transformers_repository import TransformersRepository
 from inferapi.domain.errors import error_named
-from inferapi.domain.model import ModelRef, ModelState
+from inferapi.domain.model import ModelRef
+from inferapi.domain.states import ModelState
 
 NAME = "org/name"
 REF = ModelRef(NAME)

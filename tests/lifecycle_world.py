@@ -25,8 +25,9 @@ from inferapi.application.journal import EventKind
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.policy import LifecyclePolicy
 from inferapi.domain.errors import InferapiError
-from inferapi.domain.model import TRANSITIONS, EngineSpec, LoadOptions, ModelRef, ModelState, Report
+from inferapi.domain.model import EngineSpec, LoadOptions, ModelRef
 from inferapi.domain.ports import TextEngine
+from inferapi.domain.states import TRANSITIONS, ModelState, Report
 from lifecycle_actors import Operation, Request, watched
 
 NAMES = ("gpt2", "other", "third")

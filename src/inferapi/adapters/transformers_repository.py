@@ -12,7 +12,8 @@ from huggingface_hub import constants
 from inferapi.adapters.hub_models import HubModels
 from inferapi.adapters.model_folder import folder_unreadable, profile_of_folder, refuse_links_and_devices
 from inferapi.domain.errors import InsufficientStorage, ModelNotFound
-from inferapi.domain.model import ModelProfile, ModelRef, ModelState, Report
+from inferapi.domain.model import ModelProfile, ModelRef
+from inferapi.domain.states import ModelState, Report
 
 
 def free_bytes(folder: Path) -> int:

@@ -19,7 +19,8 @@ from inferapi.api.sse import MEDIA_TYPE, respond
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.placement import FitAnswer
 from inferapi.application.policy import NEVER_S, checked_threshold_s
-from inferapi.domain.model import EngineFacts, LoadOptions, LoadProgress, ModelRef
+from inferapi.domain.model import EngineFacts, LoadOptions, ModelRef
+from inferapi.domain.states import LoadProgress
 
 GB = 1e9
 

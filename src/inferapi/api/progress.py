@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from inferapi.domain.model import LoadProgress
+from inferapi.domain.states import LoadProgress
 
 T = TypeVar("T")
 

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query
 from inferapi.api.schema import ModelName
 from inferapi.application.journal import Event
 from inferapi.application.lifecycle import ModelLifecycle
-from inferapi.domain.model import EngineFacts, ModelState, ModelStatus
+from inferapi.domain.model import EngineFacts
+from inferapi.domain.states import ModelState, ModelStatus
 
 _MOST_EVENTS = 1000
 _EVENTS = 100

@@ -49,45 +49,36 @@ class Admission:
         """Where models live, and how full it is now."""
         return self._probe.device()
 
-    def report(
-        self, key: ModelKey, profile: ModelProfile, *, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int
-    ) -> FitReport:
-        """What the model needs against what there is once ``reclaimable_bytes`` are given back."""
-        device = self.device()
-        room = self._room(device, resident_bytes, reclaimable_bytes, unwritten_bytes)
-        return memory_fit.fit(
-            profile,
-            key.options,
-            device,
-            room,
-            max_batch=self._policy.max_batch,
-            correction=self._calibration.ratio((key, profile.commit)),
-        )
-
-    def alternatives(
-        self, key: ModelKey, profile: ModelProfile, *, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int
-    ) -> tuple[Alternative, ...]:
-        """Other ways to load it that would fit in the same room."""
-        device = self.device()
-        room = self._room(device, resident_bytes, reclaimable_bytes, unwritten_bytes)
-        return memory_fit.alternatives(
-            profile,
-            key.options,
-            device,
-            room,
-            max_batch=self._policy.max_batch,
-            correction=self._calibration.ratio((key, profile.commit)),
-        )
-
-    def _room(
-        self, device: Device, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int
-    ) -> memory_fit.Room:
+    def room(self, *, resident_bytes: int, reclaimable_bytes: int, unwritten_bytes: int) -> memory_fit.Room:
+        """What a model may use now, once ``reclaimable_bytes`` are given back."""
         return memory_fit.room_for(
-            device,
+            self.device(),
             budget_bytes=self._policy.memory_budget_bytes,
             resident_bytes=resident_bytes,
             reclaimable_bytes=reclaimable_bytes,
             unwritten_bytes=unwritten_bytes,
+        )
+
+    def report(self, key: ModelKey, profile: ModelProfile, room: memory_fit.Room) -> FitReport:
+        """What the model needs against what there is."""
+        return memory_fit.fit(
+            profile,
+            key.options,
+            self.device(),
+            room,
+            max_batch=self._policy.max_batch,
+            correction=self._calibration.ratio((key, profile.commit)),
+        )
+
+    def alternatives(self, key: ModelKey, profile: ModelProfile, room: memory_fit.Room) -> tuple[Alternative, ...]:
+        """Other ways to load it that would fit."""
+        return memory_fit.alternatives(
+            profile,
+            key.options,
+            self.device(),
+            room,
+            max_batch=self._policy.max_batch,
+            correction=self._calibration.ratio((key, profile.commit)),
         )
 
     def learn(self, key: ModelKey, profile: ModelProfile, report: FitReport, facts: EngineFacts) -> None:

@@ -15,7 +15,8 @@ from inferapi.application.policy import ModelKey
 from inferapi.application.residents import Resident
 from inferapi.application.unloading import Departure, ModelUnloads
 from inferapi.domain.errors import LoadCancelled, ModelNotLoaded, OperationInProgress, ShuttingDown
-from inferapi.domain.model import EngineFacts, ModelRef, ModelState
+from inferapi.domain.model import EngineFacts, ModelRef
+from inferapi.domain.states import ModelState
 
 
 class Changes:

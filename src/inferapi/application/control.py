@@ -19,7 +19,7 @@ from inferapi.application.residents import Resident
 from inferapi.application.unloading import Departure, ModelUnloads
 from inferapi.application.waiting import Waiter
 from inferapi.domain.errors import ModelLoading, ModelNotLoaded, OperationInProgress
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 
 log = logging.getLogger(__name__)
 

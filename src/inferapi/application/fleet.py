@@ -20,8 +20,9 @@ from inferapi.application.policy import LifecyclePolicy, ModelKey
 from inferapi.application.residents import Resident, Residents
 from inferapi.application.waiting import Waiter, WaitingRoom
 from inferapi.domain.errors import QueueFull
-from inferapi.domain.model import EngineSpec, ModelRef, ModelState, ModelStatus
+from inferapi.domain.model import EngineSpec, ModelRef
 from inferapi.domain.ports import Clock, TextEngine
+from inferapi.domain.states import ModelState, ModelStatus
 
 MOST_SOUGHT = 4
 """Models that are resolved and downloaded at once because requests name them: requests choose names freely."""

@@ -9,8 +9,9 @@ from typing import TypeVar
 from inferapi.application.policy import ModelKey
 from inferapi.application.residents import Resident, checked
 from inferapi.domain.errors import HubTimeout, LoadStalled
-from inferapi.domain.model import FitReport, LoadProgress, ModelProfile, ModelState
+from inferapi.domain.model import FitReport, ModelProfile
 from inferapi.domain.ports import Clock
+from inferapi.domain.states import LoadProgress, ModelState
 
 T = TypeVar("T")
 Listener = Callable[[LoadProgress], None]

@@ -24,8 +24,9 @@ from inferapi.application.residents import Resident
 from inferapi.application.unloading import ModelUnloads
 from inferapi.application.waiting import Waiter
 from inferapi.domain.errors import ModelNotLoaded, ShuttingDown
-from inferapi.domain.model import Device, EngineFacts, LoadOptions, ModelRef, ModelStatus
+from inferapi.domain.model import Device, EngineFacts, LoadOptions, ModelRef
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, TextEngine
+from inferapi.domain.states import ModelStatus
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,9 @@ from inferapi.domain.errors import (
     ShuttingDown,
     UnexpectedError,
 )
-from inferapi.domain.model import EngineSpec, ModelProfile, ModelState
+from inferapi.domain.model import EngineSpec, ModelProfile
 from inferapi.domain.ports import EngineLauncher, ModelRepository, TextEngine
+from inferapi.domain.states import ModelState
 
 log = logging.getLogger(__name__)
 

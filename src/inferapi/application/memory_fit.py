@@ -10,15 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from inferapi.application.step_memory import kernels_bytes, step_bytes, trial_bytes
-from inferapi.domain.model import (
-    KV_BLOCK_TOKENS,
-    Alternative,
-    Device,
-    DeviceKind,
-    FitReport,
-    LoadOptions,
-    ModelProfile,
-)
+from inferapi.domain.model import KV_BLOCK_TOKENS, Alternative, Device, DeviceKind, FitReport, LoadOptions, ModelProfile
 
 BYTES_BY_DTYPE = {"bfloat16": 2, "float16": 2, "float32": 4}
 

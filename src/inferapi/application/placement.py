@@ -9,6 +9,7 @@ from inferapi.application import eviction
 from inferapi.application.admission import Admission
 from inferapi.application.fleet import Fleet
 from inferapi.application.jobs import LoadJob
+from inferapi.application.memory_fit import Room
 from inferapi.application.policy import ModelKey
 from inferapi.application.residents import Resident
 from inferapi.domain.errors import ModelsInUse
@@ -42,15 +43,15 @@ class Placement:
 
     def report(self, key: ModelKey, profile: ModelProfile, gone: Sequence[Resident]) -> FitReport:
         """What it needs against what there is, once these are gone."""
-        return self._admission.report(key, profile, **self._room(gone))
+        return self._admission.report(key, profile, self._room(gone))
 
-    def _room(self, gone: Sequence[Resident]) -> dict[str, int]:
+    def _room(self, gone: Sequence[Resident]) -> Room:
         residents = list(self._fleet.residents)
-        return {
-            "resident_bytes": sum(resident.held_bytes for resident in residents),
-            "reclaimable_bytes": sum(resident.held_bytes for resident in gone),
-            "unwritten_bytes": sum(resident.unwritten_bytes for resident in residents if resident not in gone),
-        }
+        return self._admission.room(
+            resident_bytes=sum(resident.held_bytes for resident in residents),
+            reclaimable_bytes=sum(resident.held_bytes for resident in gone),
+            unwritten_bytes=sum(resident.unwritten_bytes for resident in residents if resident not in gone),
+        )
 
     def victims(
         self, key: ModelKey, profile: ModelProfile, replaced: ModelKey | None, *, busy_too: bool = False
@@ -94,7 +95,7 @@ class Placement:
             report=self.report(key, profile, gone),
             fits=victims is not None,
             would_evict=tuple(str(victim.key.ref) for victim in victims or () if victim.key != key),
-            alternatives=self._admission.alternatives(key, profile, **self._room(gone)),
+            alternatives=self._admission.alternatives(key, profile, self._room(gone)),
             expected_load_s=self._admission.expected_load_s(key),
         )
 

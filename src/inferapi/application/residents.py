@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from inferapi.application.bell import Bell
 from inferapi.application.policy import NEVER_S, ModelKey
-from inferapi.domain.model import TRANSITIONS, DeviceKind, EngineSpec, ModelRef, ModelState, ModelStatus
+from inferapi.domain.model import DeviceKind, EngineSpec, ModelRef
 from inferapi.domain.ports import Clock, TextEngine
+from inferapi.domain.states import TRANSITIONS, ModelState, ModelStatus
 
 
 class IllegalTransitionError(Exception):

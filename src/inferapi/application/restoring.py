@@ -11,7 +11,7 @@ from inferapi.application.jobs import LoadJob
 from inferapi.application.journal import EventKind
 from inferapi.application.launching import Launching
 from inferapi.application.residents import Resident
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from inferapi.application.fleet import Fleet
 from inferapi.application.journal import EventKind
 from inferapi.application.residents import Resident
 from inferapi.domain.errors import ModelsInUse
-from inferapi.domain.model import DeviceKind, ModelState
+from inferapi.domain.model import DeviceKind
 from inferapi.domain.ports import GpuProbe
+from inferapi.domain.states import ModelState
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from inferapi.domain.chat import Session, Turn
 from inferapi.domain.generation import Chunk, GenerationRequest
-from inferapi.domain.model import Device, EngineFacts, EngineLoad, EngineSpec, ModelProfile, ModelRef, Report
+from inferapi.domain.model import Device, EngineFacts, EngineLoad, EngineSpec, ModelProfile, ModelRef
+from inferapi.domain.states import Report
 
 
 class Clock(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 
-from inferapi.domain.model import ModelState, Report
+from inferapi.domain.states import ModelState, Report
 
 log = logging.getLogger(__name__)
 

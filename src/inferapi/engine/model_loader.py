@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from inferapi.domain.errors import ModelInvalid
-from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec, ModelState, Report
+from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec
+from inferapi.domain.states import ModelState, Report
 from inferapi.engine.block_pool import BlockPool
 from inferapi.engine.kv_cache import BLOCK_TOKENS
 from inferapi.engine.load_progress import weights_reported

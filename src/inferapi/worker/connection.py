@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import msgspec
 
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 from inferapi.worker.messages import HEADER_BYTES, FromWorker, Progress, ToWorker, body_bytes, frame
 
 _REPORT_INTERVAL_S = 0.05

@@ -7,8 +7,9 @@ import logging
 from contextlib import suppress
 
 from inferapi.domain.errors import InferapiError, ModelCrashed, ModelLoadFailed, OutOfMemory
-from inferapi.domain.model import EngineSpec, Report
+from inferapi.domain.model import EngineSpec
 from inferapi.domain.ports import TextEngine
+from inferapi.domain.states import Report
 from inferapi.worker.client import WorkerConnection, WorkerEngine
 from inferapi.worker.fork_server_process import ForkedWorker, ForkServerProcess
 from inferapi.worker.heartbeat import Heartbeat

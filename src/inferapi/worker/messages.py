@@ -8,7 +8,8 @@ import msgspec
 
 from inferapi.domain.errors import Fact, InferapiError, error_named
 from inferapi.domain.generation import Chunk, GenerationRequest
-from inferapi.domain.model import EngineFacts, EngineLoad, EngineSpec, ModelState
+from inferapi.domain.model import EngineFacts, EngineLoad, EngineSpec
+from inferapi.domain.states import ModelState
 
 _LENGTH = struct.Struct("!I")
 HEADER_BYTES = _LENGTH.size

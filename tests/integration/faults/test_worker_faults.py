@@ -14,7 +14,7 @@ from worker_processes import HEARTBEAT_TIMEOUT_S, PATIENCE_S, answers, fork_serv
 
 from contracts import ask, ask_for_long, listen, unheard, until
 from inferapi.domain.errors import ModelCrashed
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 
 pytestmark = pytest.mark.model  # the tiny model speaks its tokens
 

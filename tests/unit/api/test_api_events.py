@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 
 
 async def test_events_tell_what_happened_and_why_oldest_first(client, stage):

@@ -9,7 +9,7 @@ import pytest
 
 from fakes import settle
 from inferapi.domain.errors import ModelLoadFailed
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 
 SSE = {"Accept": "text/event-stream"}
 BODIES = {"/load_model": {"model_name": "other"}, "/change_model": {"new_model_name": "other"}}

@@ -11,7 +11,8 @@ from inferapi.application.jobs import Jobs, LoadJob
 from inferapi.application.policy import ModelKey
 from inferapi.application.residents import IllegalTransitionError, checked
 from inferapi.domain.errors import HubTimeout, LoadStalled
-from inferapi.domain.model import TRANSITIONS, LoadOptions, LoadProgress, ModelRef, ModelState
+from inferapi.domain.model import LoadOptions, ModelRef
+from inferapi.domain.states import TRANSITIONS, LoadProgress, ModelState
 
 S = ModelState
 

@@ -12,7 +12,8 @@ from inferapi.domain.errors import (
     ModelNotFound,
     ModelNotLoaded,
 )
-from inferapi.domain.model import ModelRef, ModelState
+from inferapi.domain.model import ModelRef
+from inferapi.domain.states import ModelState
 
 GPT2, OTHER, THIRD = ModelRef("gpt2"), ModelRef("other"), ModelRef("third")
 

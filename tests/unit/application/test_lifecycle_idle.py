@@ -7,7 +7,8 @@ import pytest
 from fakes import settle
 from inferapi.application.policy import NEVER_S
 from inferapi.domain.errors import ModelNotLoaded
-from inferapi.domain.model import ModelRef, ModelState
+from inferapi.domain.model import ModelRef
+from inferapi.domain.states import ModelState
 
 GPT2, OTHER = ModelRef("gpt2"), ModelRef("other")
 

@@ -8,7 +8,8 @@ import pytest
 
 from fakes import GIB, settle
 from inferapi.domain.errors import ModelLoadFailed
-from inferapi.domain.model import ModelRef, ModelState
+from inferapi.domain.model import ModelRef
+from inferapi.domain.states import ModelState
 
 S = ModelState
 GPT2, OTHER = ModelRef("gpt2"), ModelRef("other")

@@ -12,7 +12,8 @@ from inferapi.domain.errors import (
     ModelLoading,
     ModelNotLoaded,
 )
-from inferapi.domain.model import ModelRef, ModelState
+from inferapi.domain.model import ModelRef
+from inferapi.domain.states import ModelState
 
 GPT2, OTHER = ModelRef("gpt2"), ModelRef("other")
 

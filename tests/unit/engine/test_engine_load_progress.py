@@ -10,7 +10,7 @@ import pytest
 import transformers
 from safetensors.numpy import save_file
 
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 from inferapi.engine.load_progress import tensor_bytes, weights_reported
 
 SIZES = {"a": 40, "b": 80, "c": 120}

@@ -8,7 +8,7 @@ import threading
 import msgspec
 import pytest
 
-from inferapi.domain.model import ModelState
+from inferapi.domain.states import ModelState
 from inferapi.worker.connection import Connection, ProgressSender
 from inferapi.worker.messages import HEADER_BYTES, Beat, FromWorker, Progress, body_bytes
 

@@ -20,7 +20,8 @@ from inferapi.domain.generation import (
     SamplingParams,
     Usage,
 )
-from inferapi.domain.model import DeviceKind, EngineLoad, EngineSpec, ModelState
+from inferapi.domain.model import DeviceKind, EngineLoad, EngineSpec
+from inferapi.domain.states import ModelState
 from inferapi.worker import messages
 from inferapi.worker.messages import (
     HEADER_BYTES,
