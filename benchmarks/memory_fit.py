@@ -252,9 +252,8 @@ def main() -> None:
             *lines,
             "",
             *NOTES,
-            "",
         ]
-        arguments.write.write_text("\n".join(text), encoding="utf-8")
+        arguments.write.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
