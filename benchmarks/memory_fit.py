@@ -44,7 +44,8 @@ ROOM = memory_fit.Room(2**40, 2**40, 0)
 NO_ROOM = memory_fit.Room(2**40, 0, 0)  # makes the KV cache as short as it gets: 2048 tokens
 WORDS = "the of and to in a is that it was for on are as with his they at be this from I have or by one had not".split()  # noqa: SIM905 - a sentence reads best
 
-NOTES = """Outside of 15 % at the peak are models of mere kilobytes. Compiled kernels are nearly all that they take.
+NOTES = """Outside of 15 % at the peak are models of mere kilobytes. Compiled kernels and what the
+heap keeps are nearly all that they take.
 The peak of bloom in bfloat16 differs from run to run, 390 to 650 MiB: its scores are just below the 32 MiB from
 which glibc maps memory, so freed ones stay in the heap. With `MALLOC_MMAP_THRESHOLD_=1048576` it is always 292 MiB.
 Served for long, a model compiles kernels for more numbers of rows: see `benchmarks/memory_growth.py`.""".splitlines()
