@@ -8,6 +8,9 @@ from live_server import DEMO, text_of
 pytestmark = pytest.mark.model
 
 STATUS_LINE = {
+    "pinned",
+    "progress",
+    "peak_memory_bytes",
     *("name", "state", "in_flight", "queued", "last_used", "unloads_in_s", "device", "dtype", "attention"),
     *("attention_reason", "batching", "batching_reason", "context_window_tokens", "kv_cache_tokens"),
     *("weights_bytes", "memory_bytes", "load_s"),
