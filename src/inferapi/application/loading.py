@@ -24,7 +24,6 @@ from inferapi.domain.errors import (
     InferapiError,
     InsufficientMemory,
     LoadCancelled,
-    ModelNotAllowed,
     ModelsInUse,
     ModelTooLarge,
     OutOfMemory,
@@ -38,7 +37,7 @@ from inferapi.domain.states import ModelState
 log = logging.getLogger(__name__)
 
 _COSTLY = {ModelState.LOADING, ModelState.WARMING}
-_REFUSALS = (ModelNotAllowed, ModelTooLarge, InsufficientMemory)
+_REFUSALS = (ModelTooLarge, InsufficientMemory)
 
 
 class ModelLoads:
