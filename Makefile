@@ -56,10 +56,11 @@ check: lint ## Everything that must be green before a commit: lint, types, contr
 	$(MAKE) test coverage=$(COVERAGE)
 
 .PHONY: bench
-bench: setup model ## Measure throughput, memory against its estimate, loads and faults on this machine.
+bench: setup model ## Measure throughput, memory against its estimate, loads, faults and session stores.
 	$(BIN)/python benchmarks/serving.py --write docs/benchmarks/serving.md
 	$(BIN)/python benchmarks/memory_fit.py --write docs/benchmarks/memory-fit.md
 	$(BIN)/python benchmarks/lifecycle.py --write docs/benchmarks/lifecycle.md
+	$(BIN)/python benchmarks/sessions.py --write docs/benchmarks/sessions.md
 
 .PHONY: format
 format: setup ## Format the code.

@@ -31,6 +31,7 @@ class Server:
             "INFERAPI_PORT": str(port),
             "INFERAPI_MODEL": MODEL,
             "INFERAPI_LOG_FORMAT": "json",
+            "INFERAPI_SESSION_STORE_URL": "memory://",
         }
         env |= {f"INFERAPI_{name}": value for name, value in settings.items()}
         log = (folder / f"log-{port}").open("wb")

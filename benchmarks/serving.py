@@ -36,6 +36,7 @@ PROMPT = (
 def start_server(port: int, log: Path) -> subprocess.Popen[bytes]:
     """A server with the demo model, on loopback."""
     settings = {"INFERAPI_PORT": str(port), "INFERAPI_MODEL": MODEL, "INFERAPI_LOG_FORMAT": "json"}
+    settings["INFERAPI_SESSION_STORE_URL"] = "memory://"  # leave no trace in the user's data folder
     command = [sys.executable, "-m", "inferapi", "serve"]
     return subprocess.Popen(command, env=os.environ | settings, stdout=log.open("wb"), stderr=subprocess.STDOUT)
 

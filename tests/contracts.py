@@ -1,4 +1,4 @@
-"""What every adapter of a port does, the fakes included: one class a port.
+"""What every adapter of a port does, the fakes included: one class a port; ``session_contract`` has the stores'.
 
 A test class inherits a contract and gives its fixtures; pytest then runs every sentence on that adapter.
 """
@@ -14,20 +14,18 @@ from pathlib import PurePath
 
 import pytest
 
-from inferapi.domain.chat import Message, Session, Turn
+from inferapi.domain.chat import Message
 from inferapi.domain.errors import (
     ContextWindowExceeded,
     GenerationAborted,
     GenerationTimeout,
-    HistoryNotSaved,
     ModelNotFound,
     ModelUnavailable,
     QueueFull,
-    SessionBusy,
 )
 from inferapi.domain.generation import Chunk, FinishReason, GenerationRequest, Prompt, SamplingParams
 from inferapi.domain.model import EngineLoad, EngineSpec, ModelRef
-from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, SessionStore, TextEngine
+from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, TextEngine
 from inferapi.domain.states import ModelState
 
 SHORT_S = 0.02
@@ -432,134 +430,3 @@ class EngineLauncherContract:
     async def test_aclose_of_a_launcher_that_never_started_is_fine(self, launcher: EngineLauncher) -> None:
         await launcher.aclose()
         await launcher.aclose()
-
-
-def make_turn(number: int = 1, *, user: str = "How are you?", assistant: str = "Fine.") -> Turn:
-    return Turn(f"turn-{number}", user, assistant, "gpt2", 1_700_000_000.5 + number, 10 + number, 5)
-
-
-class SessionStoreContract:
-    """Give ``store``: an empty one."""
-
-    @pytest.fixture
-    def store(self) -> SessionStore:
-        raise NotImplementedError
-
-    async def test_an_unknown_session_is_none(self, store: SessionStore) -> None:
-        assert await store.get("s1") is None
-
-    async def test_the_first_turn_makes_the_session_with_its_system_prompt(self, store: SessionStore) -> None:
-        stored = await store.append(Session("s1", "Be brief."), make_turn())
-        assert stored == Session("s1", "Be brief.", (make_turn(),), 1)
-        assert await store.get("s1") == stored
-
-    async def test_turns_come_back_in_order_and_are_counted(self, store: SessionStore) -> None:
-        session = Session("s1", "Be brief.")
-        for number in range(1, 4):
-            session = await store.append(session, make_turn(number))
-        read = await store.get("s1")
-        assert read == session
-        assert read.version == 3
-        assert [turn.turn_id for turn in read.turns] == ["turn-1", "turn-2", "turn-3"]
-
-    async def test_sessions_do_not_mix(self, store: SessionStore) -> None:
-        await store.append(Session("s1", "One."), make_turn(1))
-        await store.append(Session("s2", "Two."), make_turn(2))
-        one, two = await store.get("s1"), await store.get("s2")
-        assert one == Session("s1", "One.", (make_turn(1),), 1)
-        assert two == Session("s2", "Two.", (make_turn(2),), 1)
-
-    async def test_whatever_was_written_comes_back_as_it_was(self, store: SessionStore) -> None:
-        odd = 'line\nbreak\r\t"quotes" \\ \x00 \u2028 héllo 漢字 🙂 {"json": [1]} <|im_end|>'
-        turn = make_turn(user=odd, assistant="")
-        await store.append(Session("a.b_c~d-1", odd), turn)
-        assert await store.get("a.b_c~d-1") == Session("a.b_c~d-1", odd, (turn,), 1)
-
-    async def test_a_turn_on_a_session_that_moved_on_is_not_stored(self, store: SessionStore) -> None:
-        early = await store.append(Session("s1", "Be brief."), make_turn(1))
-        late = await store.append(early, make_turn(2))
-        with pytest.raises(HistoryNotSaved):
-            await store.append(early, make_turn(3))
-        assert await store.get("s1") == late
-
-    async def test_of_two_first_turns_one_is_stored(self, store: SessionStore) -> None:
-        new = Session("s1", "Be brief.")
-        results = await asyncio.gather(
-            *(store.append(new, make_turn(number)) for number in (1, 2)), return_exceptions=True
-        )
-        assert sorted(type(result).__name__ for result in results) == ["HistoryNotSaved", "Session"]
-        read = await store.get("s1")
-        assert read is not None
-        assert len(read.turns) == 1
-
-    async def test_a_deleted_session_is_gone(self, store: SessionStore) -> None:
-        await store.append(Session("s1", "Be brief."), make_turn())
-        assert await store.delete("s1") is True
-        assert await store.get("s1") is None
-        assert await store.delete("s1") is False
-
-    async def test_a_turn_that_ran_while_its_session_was_deleted_is_not_stored(self, store: SessionStore) -> None:
-        read = await store.append(Session("s1", "Be brief."), make_turn(1))
-        async with store.turn("s1", wait_s=SHORT_S):
-            await store.delete("s1")
-            with pytest.raises(HistoryNotSaved):
-                await store.append(read, make_turn(2))
-        assert await store.get("s1") is None
-
-    async def test_a_second_turn_of_a_session_waits_for_the_first(self, store: SessionStore) -> None:
-        order: list[str] = []
-
-        async def second() -> None:
-            async with store.turn("s1", wait_s=BOUND_S):
-                order.append("second")
-
-        async with store.turn("s1", wait_s=BOUND_S):
-            waiting = asyncio.create_task(second())
-            for _ in range(10):
-                await asyncio.sleep(0)
-            order.append("first")
-        await waiting
-        assert order == ["first", "second"]
-
-    async def test_a_turn_that_waits_too_long_is_told_so(self, store: SessionStore) -> None:
-        async with store.turn("s1", wait_s=BOUND_S):
-            with pytest.raises(SessionBusy):
-                async with store.turn("s1", wait_s=SHORT_S):
-                    pytest.fail("two turns at once")
-
-    async def test_turns_of_different_sessions_run_side_by_side(self, store: SessionStore) -> None:
-        async with store.turn("s1", wait_s=SHORT_S), store.turn("s2", wait_s=SHORT_S):
-            stored = await store.append(Session("s2", "Two."), make_turn())
-        assert stored.version == 1
-
-    async def test_a_turn_that_failed_lets_the_next_one_in(self, store: SessionStore) -> None:
-        with pytest.raises(ZeroDivisionError):
-            async with store.turn("s1", wait_s=SHORT_S):
-                raise ZeroDivisionError
-        async with store.turn("s1", wait_s=SHORT_S):
-            stored = await store.append(Session("s1", "Be brief."), make_turn())
-        assert stored.version == 1
-
-    async def test_a_waiter_that_left_does_not_hold_the_session(self, store: SessionStore) -> None:
-        async with store.turn("s1", wait_s=BOUND_S):
-            waiting = asyncio.ensure_future(store.turn("s1", wait_s=BOUND_S).__aenter__())
-            await asyncio.sleep(0)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-        async with store.turn("s1", wait_s=BOUND_S):
-            stored = await store.append(Session("s1", "Be brief."), make_turn())
-        assert stored.version == 1
-
-    async def test_the_system_prompt_is_none_until_set_and_then_the_last_one(self, store: SessionStore) -> None:
-        assert await store.system_prompt() is None
-        await store.set_system_prompt("You are a pirate.")
-        await store.set_system_prompt("")
-        assert await store.system_prompt() == ""
-
-    async def test_a_new_system_prompt_leaves_stored_sessions_alone(self, store: SessionStore) -> None:
-        await store.append(Session("s1", "Be brief."), make_turn())
-        await store.set_system_prompt("You are a pirate.")
-        read = await store.get("s1")
-        assert read is not None
-        assert read.system_prompt == "Be brief."

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from itertools import count, cycle, islice
 from typing import Any
 
 from inferapi.adapters.memory_sessions import MemorySessionStore
-from inferapi.domain.chat import Message, Session, Turn
+from inferapi.domain.chat import Lease, Message, OpenTurn, Session, SessionChange, SessionPage, SessionRef
 from inferapi.domain.errors import (
     ContextWindowExceeded,
     GenerationAborted,
@@ -353,27 +354,75 @@ class FakeEngineLauncher:
 
 
 class FlakySessionStore(MemorySessionStore):
-    """A ``SessionStore`` that works, but for the methods that ``errors`` names."""
+    """A ``SessionStore`` that works, but for the methods that a script names.
+
+    Attributes:
+        errors: by method: it raises, and nothing was done.
+        late_errors: by method: it raises, and all was done: its answer was lost.
+        gates: by method: it waits here before it does anything.
+        calls: the methods that were called, in order.
+    """
 
     def __init__(self, clock: Clock, ttl_s: float = 3600.0) -> None:
         super().__init__(clock, ttl_s)
         self.errors: dict[str, InferapiError] = {}
+        self.late_errors: dict[str, InferapiError] = {}
+        self.gates: defaultdict[str, Gate] = defaultdict(Gate)
+        self.calls: list[str] = []
 
-    async def get(self, session_id: str) -> Session | None:
-        self._fail("get")
-        return await super().get(session_id)
+    async def begin(self, ref: SessionRef, holder: str, lease_s: float) -> OpenTurn | None:
+        async with self._scripted("begin"):
+            return await super().begin(ref, holder, lease_s)
 
-    async def append(self, session: Session, turn: Turn) -> Session:
-        self._fail("append")
-        return await super().append(session, turn)
+    async def renew(self, lease: Lease, lease_s: float) -> bool:
+        async with self._scripted("renew"):
+            return await super().renew(lease, lease_s)
+
+    async def end(self, ref: SessionRef, holder: str) -> None:
+        async with self._scripted("end"):
+            await super().end(ref, holder)
+
+    async def commit(self, lease: Lease, before: Session, change: SessionChange, at_s: float) -> Session:
+        async with self._scripted("commit"):
+            return await super().commit(lease, before, change, at_s)
+
+    async def create(self, session: Session) -> None:
+        async with self._scripted("create"):
+            await super().create(session)
+
+    async def get(self, ref: SessionRef) -> Session | None:
+        async with self._scripted("get"):
+            return await super().get(ref)
+
+    async def delete(self, ref: SessionRef) -> bool:
+        async with self._scripted("delete"):
+            return await super().delete(ref)
+
+    async def page(self, owner: str, limit: int, cursor: str | None) -> SessionPage:
+        async with self._scripted("page"):
+            return await super().page(owner, limit, cursor)
+
+    async def system_prompt(self) -> str | None:
+        async with self._scripted("system_prompt"):
+            return await super().system_prompt()
 
     async def set_system_prompt(self, prompt: str) -> None:
-        self._fail("set_system_prompt")
-        await super().set_system_prompt(prompt)
+        async with self._scripted("set_system_prompt"):
+            await super().set_system_prompt(prompt)
 
-    def _fail(self, method: str) -> None:
+    async def ping(self) -> None:
+        async with self._scripted("ping"):
+            await super().ping()
+
+    @asynccontextmanager
+    async def _scripted(self, method: str) -> AsyncGenerator[None]:
+        self.calls.append(method)
+        await self.gates[method].passed()
         if method in self.errors:
-            raise self.errors[method]
+            raise self.errors[method].again()
+        yield
+        if method in self.late_errors:
+            raise self.late_errors[method].again()
 
 
 def prompt_tokens(prompt: Prompt, dropped_turns: int = 0) -> int:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import unquote
+
 from dependency_injector import containers, providers
 
 from inferapi.adapters.host_memory import HostMemoryProbe
 from inferapi.adapters.memory_sessions import MemorySessionStore
 from inferapi.adapters.nvml_gpu import NvmlGpuProbe
+from inferapi.adapters.redis_sessions import RedisSessionStore
+from inferapi.adapters.sqlite_sessions import SqliteSessionStore
 from inferapi.adapters.system_clock import SystemClock
 from inferapi.adapters.transformers_repository import TransformersRepository
 from inferapi.api.app import create_app
+from inferapi.api.auth import Access, ApiKey
 from inferapi.api.schema import SamplingPolicy
 from inferapi.application.conversation import Conversation
 from inferapi.application.inference import Inference
 from inferapi.application.lifecycle import ModelLifecycle
-from inferapi.application.policy import LifecyclePolicy
+from inferapi.application.policy import LifecyclePolicy, SessionPolicy
+from inferapi.application.sessions import Sessions
+from inferapi.application.turns import TurnGate
+from inferapi.domain.chat import SessionLimits
 from inferapi.domain.model import LoadOptions, ModelRef
-from inferapi.domain.ports import GpuProbe
+from inferapi.domain.ports import Clock, GpuProbe, SessionStore
 from inferapi.settings import Settings
 from inferapi.worker.launcher import ForkServerLauncher
 
 
 class NoGpuError(Exception):
     """A GPU was asked for by name, and there is none."""
+
+
+class StoreUrlError(Exception):
+    """The session store's URL is no good. The message does not repeat it: it may hold a password."""
 
 
 def make_probe(device: str) -> GpuProbe:
@@ -35,6 +48,39 @@ def make_probe(device: str) -> GpuProbe:
     if probe is None and device == "cuda":
         raise NoGpuError("INFERAPI_DEVICE is cuda, but no NVIDIA GPU answers")
     return probe or HostMemoryProbe()
+
+
+def make_session_store(settings: Settings, clock: Clock) -> SessionStore:
+    """The store that the URL names; nothing is opened or connected yet.
+
+    Raises:
+        StoreUrlError: it has an option that Redis connections do not have.
+    """
+    url, ttl_s = settings.session_store_url, float(settings.session_ttl_s)
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory":
+        return MemorySessionStore(clock, ttl_s)
+    if scheme == "sqlite":  # three slashes and a relative path, or four and an absolute one, as SQLAlchemy has it
+        return SqliteSessionStore(Path(unquote(rest.removeprefix("/"))), clock, ttl_s)
+    try:
+        return RedisSessionStore(url, ttl_s, clock)
+    except ValueError as error:
+        raise StoreUrlError(f"INFERAPI_SESSION_STORE_URL: {error}") from error
+
+
+def make_session_policy(settings: Settings) -> SessionPolicy:
+    """What the operator decided about sessions."""
+    return SessionPolicy(
+        default_system_prompt=settings.system_prompt,
+        wait_s=settings.session_wait_s,
+        lease_s=settings.session_lease_s,
+        limits=SessionLimits(settings.session_max_turns, settings.session_max_bytes),
+    )
+
+
+def make_access(settings: Settings) -> Access:
+    """Who may do what."""
+    return Access([ApiKey(key.id, key.digest, key.scopes) for key in settings.api_keys])
 
 
 def make_policy(settings: Settings) -> LifecyclePolicy:
@@ -75,25 +121,23 @@ class Container(containers.DeclarativeContainer):
         log_as_text=settings.provided.logs_as_text,
         heartbeat_timeout_s=settings.provided.worker_heartbeat_timeout_s,
     )
-    sessions = providers.Singleton(MemorySessionStore, clock, settings.provided.session_ttl_s)
+    session_store = providers.Singleton(make_session_store, settings, clock)
 
     lifecycle = providers.Singleton(
         ModelLifecycle, models, launcher, probe, clock, providers.Callable(make_policy, settings)
     )
     inference = providers.Singleton(Inference, lifecycle, clock, settings.provided.request_timeout_s)
-    conversation = providers.Singleton(
-        Conversation,
-        inference,
-        sessions,
-        clock,
-        default_system_prompt=settings.provided.system_prompt,
-        turn_wait_s=settings.provided.session_wait_s,
-    )
+    session_policy = providers.Singleton(make_session_policy, settings)
+    turns = providers.Singleton(TurnGate, session_store, clock, session_policy)
+    sessions = providers.Singleton(Sessions, session_store, turns, clock, session_policy)
+    conversation = providers.Singleton(Conversation, inference, turns, clock, session_policy)
     app = providers.Singleton(
         create_app,
         lifecycle,
         inference,
         conversation,
+        sessions,
+        access=providers.Factory(make_access, settings),
         sampling=providers.Factory(
             SamplingPolicy,
             max_new_tokens=settings.provided.max_new_tokens,

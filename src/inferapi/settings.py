@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import AfterValidator, Field, PositiveInt, field_validator
+from platformdirs import user_data_path
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inferapi.application.policy import NEVER_S, checked_threshold_s
@@ -16,14 +20,48 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
+class ApiKeySetting(BaseModel):
+    """A key that may use the API: ``{"id", "key" or "sha256", "scopes"}``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
+    key: Annotated[str, Field(pattern=r"^[!-~]{16,512}$")] | None = Field(None, repr=False)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    scopes: frozenset[Literal["infer", "admin"]] = frozenset({"infer"})
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.key is None) == (self.sha256 is None):
+            raise ValueError("give either key or sha256")
+        return self
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the key."""
+        return bytes.fromhex(self.sha256) if self.sha256 else hashlib.sha256((self.key or "").encode()).digest()
+
+
+def _default_store_url() -> str:
+    return f"sqlite:///{quote(str(user_data_path('inferapi', appauthor=False) / 'sessions.db'))}"
+
+
 class Settings(BaseSettings):
     """Every setting, with its default; read once, at start."""
 
-    model_config = SettingsConfigDict(env_prefix="INFERAPI_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="INFERAPI_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind.")
-    allow_anonymous: bool = Field(False, description="Needed to bind beyond loopback.")
+    allow_anonymous: bool = Field(False, description="Needed to bind beyond loopback without API keys.")
+    api_keys: tuple[ApiKeySetting, ...] = Field(
+        (),
+        description='JSON list of {"id", "key" or "sha256", "scopes": ["infer", "admin"]}. '
+        "Without any, everybody may do everything.",
+        repr=False,
+    )
     model: str | None = Field(None, description="Model to load at start.")
     models_dir: Path = Field(Path("models"), description="Local models, <dir>/<org>/<name>/.")
     allowed_models: tuple[str, ...] = Field(("*",), description="JSON list of glob patterns of model names.")
@@ -37,8 +75,19 @@ class Settings(BaseSettings):
     inactivity_threshold_s: Annotated[int, AfterValidator(checked_threshold_s)] = Field(
         300, ge=NEVER_S, description="Unload after so long without use; -1 for never."
     )
-    session_store_url: str = Field("memory://", description="Where sessions are kept; so far only memory://.")
+    session_store_url: str = Field(
+        default_factory=_default_store_url,
+        description="Where sessions are kept: sqlite:///relative/path or sqlite:////absolute/path, "
+        "redis://host:6379/0, rediss://… with TLS, or memory://. Default: a SQLite file in your data folder.",
+        repr=False,
+    )
     session_ttl_s: PositiveInt = Field(604_800, description="Sessions are forgotten so long after their last use.")
+    session_max_turns: PositiveInt = Field(
+        1000, le=100_000, description="Turns that a session keeps; beyond, the oldest are forgotten."
+    )
+    session_max_bytes: int = Field(
+        4_194_304, ge=4096, le=8_388_608, description="Bytes of text that a session keeps; likewise."
+    )
     system_prompt: str = Field("You are a helpful assistant.", description="For new sessions.", max_length=65_536)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
     log_format: Literal["json", "text"] | None = Field(None, description="Default: text on a terminal, else json.")
@@ -57,14 +106,40 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: Seconds = Field(30.0, description="How long running requests may finish before an unload.")
     session_wait_s: Seconds = Field(10.0, description="How long a turn waits for an earlier one.")
+    session_lease_s: Seconds = Field(
+        8.0, ge=1, description="How long a session stays taken after the process that answered in it died."
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads of a worker; default: torch's own choice.")
 
     @field_validator("session_store_url")
     @classmethod
     def _known_store(cls, url: str) -> str:
-        if url != "memory://":
-            raise ValueError("only memory:// is built yet")
-        return url
+        # The URL may hold a password: it is never repeated, neither here nor in a log.
+        scheme, separator, rest = url.partition("://")
+        url = f"{scheme.lower()}{separator}{rest}"
+        if url == "memory://":
+            return url
+        try:
+            parts = urlsplit(url)
+            port_is_good = parts.port != 0
+        except ValueError as error:
+            raise ValueError("this is no URL") from error
+        path = unquote(parts.path)
+        if url.startswith("sqlite:///") and "\0" not in path and path.split("/")[-1] not in {"", ".", "..", ":memory:"}:
+            return url
+        is_redis = url.startswith(("redis://", "rediss://")) and parts.hostname and port_is_good
+        if is_redis and re.fullmatch(r"(/[0-9]*)?", path):
+            return url
+        raise ValueError("use sqlite:///path/to/file, redis://host:port/number, rediss://… or memory://")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _distinct_keys(cls, keys: tuple[ApiKeySetting, ...]) -> tuple[ApiKeySetting, ...]:
+        if len({key.id for key in keys}) < len(keys):
+            raise ValueError("two keys have the same id")
+        if len({key.digest for key in keys}) < len(keys):
+            raise ValueError("two ids have the same key")
+        return keys
 
     @property
     def is_loopback(self) -> bool:

@@ -5,7 +5,9 @@ import shutil
 import pytest
 from live_server import DEMO, DEMO_FOLDER, TINY, Server, write_tiny_model
 
-pytest.register_assert_rewrite("contracts")  # before a test imports it: its asserts then show their values
+pytest.register_assert_rewrite(
+    "contracts", "session_contract", "session_list_contract"
+)  # before a test imports it: its asserts then show their values
 
 _running = []
 

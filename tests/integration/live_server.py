@@ -49,7 +49,7 @@ class Server:
         settings = {"MODEL": DEMO, "MODELS_DIR": models_dir, "TEMPERATURE": 0, "THREADS": 1, "LOG_LEVEL": "debug"}
         settings |= {"PORT": port, **env}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("INFERAPI_")}
-        kept |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}  # nothing but loopback
+        kept |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder), "XDG_DATA_HOME": str(folder)}  # nothing but loopback
         kept |= {f"INFERAPI_{name}": str(value) for name, value in settings.items()}
         with self.log.open("wb") as log:
             command = [Path(sys.executable).with_name("inferapi"), "serve"]

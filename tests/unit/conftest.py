@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextlib import aclosing
 
 import pytest
 
-pytest.register_assert_rewrite("contracts")
+pytest.register_assert_rewrite("contracts", "session_contract", "session_list_contract")
 
 from fakes import (  # noqa: E402 - so that its asserts tell what they saw
     FakeClock,
@@ -21,11 +22,15 @@ from fakes import (  # noqa: E402 - so that its asserts tell what they saw
     settle,
 )
 from inferapi.api.app import create_app  # noqa: E402
+from inferapi.api.auth import Access, ApiKey  # noqa: E402
 from inferapi.api.schema import SamplingPolicy  # noqa: E402
-from inferapi.application.conversation import Conversation  # noqa: E402
+from inferapi.application.conversation import ChatTurn, Conversation, TurnStored  # noqa: E402
 from inferapi.application.inference import Answered, Inference  # noqa: E402
 from inferapi.application.lifecycle import ModelLifecycle  # noqa: E402
-from inferapi.application.policy import LifecyclePolicy  # noqa: E402
+from inferapi.application.policy import LifecyclePolicy, SessionPolicy  # noqa: E402
+from inferapi.application.sessions import Sessions  # noqa: E402
+from inferapi.application.turns import TurnGate  # noqa: E402
+from inferapi.domain.chat import SessionLimits  # noqa: E402
 from inferapi.domain.generation import Prompt, SamplingParams  # noqa: E402
 from inferapi.domain.model import ModelRef  # noqa: E402
 
@@ -59,20 +64,26 @@ class HeldRequest:
 class Stage:
     """Everything that ``container.py`` puts together, on fakes. It knows models gpt2, other and third."""
 
-    def __init__(self, *words: str, request_timeout_s: float = 300.0, **policy) -> None:
+    def __init__(
+        self, *words: str, request_timeout_s: float = 300.0, limits: SessionLimits | None = None, **policy
+    ) -> None:
         self.held: list[HeldRequest] = []
         self.clock = FakeClock()
         self.probe = FakeGpuProbe()
         self.models = FakeModelRepository(*(make_profile(name) for name in ("gpt2", "other", "third", "org/name")))
         self.launcher = FakeEngineLauncher(*words)
-        self.sessions = FlakySessionStore(self.clock)
+        self.store = FlakySessionStore(self.clock)
+        session_policy = SessionPolicy(
+            "Be brief.", wait_s=10.0, lease_s=8.0, limits=limits or SessionLimits(1000, 10**6)
+        )
+        self.turns = TurnGate(self.store, self.clock, session_policy)
+        self.elsewhere = TurnGate(self.store, self.clock, session_policy)  # another process on the same store
+        self.sessions = Sessions(self.store, self.turns, self.clock, session_policy)
         self.lifecycle = ModelLifecycle(
             self.models, self.launcher, self.probe, self.clock, LifecyclePolicy(**{"max_batch": 4, **policy})
         )
         self.inference = Inference(self.lifecycle, self.clock, request_timeout_s)
-        self.conversation = Conversation(
-            self.inference, self.sessions, self.clock, default_system_prompt="Be brief.", turn_wait_s=10.0
-        )
+        self.conversation = Conversation(self.inference, self.turns, self.clock, session_policy)
 
     @property
     def engine(self) -> ScriptedEngine:
@@ -90,6 +101,23 @@ class Stage:
         async with aclosing(self.inference.infer(prompt, params, model=ref)) as items:
             last = [item async for item in items][-1]
         assert isinstance(last, Answered)
+        return last
+
+    async def say(
+        self,
+        text: str,
+        session_id: str | None = "s1",
+        *,
+        owner: str = "",
+        idempotency_key: str | None = None,
+        model: str | None = None,
+    ) -> TurnStored:
+        """One turn, to its end."""
+        ref = ModelRef.parse(model) if model else None
+        asked = ChatTurn(owner, session_id, text, SamplingParams(temperature=0.0), idempotency_key, ref)
+        async with aclosing(self.conversation.chat(asked)) as items:
+            last = [item async for item in items][-1]
+        assert isinstance(last, TurnStored)
         return last
 
     async def infer_until_held(self, text: str = "Hi") -> asyncio.Task[Answered]:
@@ -116,10 +144,15 @@ class Stage:
         events = self.lifecycle.events(model=model, limit=1000)
         return [(event.kind.value, event.model, event.reason) for event in events]
 
-    def app(self, max_body_bytes: int = 4096):
-        sampling = SamplingPolicy(max_new_tokens=600, temperature=0.7)
+    def app(self, max_body_bytes: int = 4096, keys: tuple[ApiKey, ...] = ()):
         return create_app(
-            self.lifecycle, self.inference, self.conversation, sampling=sampling, max_body_bytes=max_body_bytes
+            self.lifecycle,
+            self.inference,
+            self.conversation,
+            self.sessions,
+            access=Access(keys),
+            sampling=SamplingPolicy(max_new_tokens=600, temperature=0.7),
+            max_body_bytes=max_body_bytes,
         )
 
     async def aclose(self) -> None:
@@ -174,6 +207,13 @@ async def loop_time(monkeypatch: pytest.MonkeyPatch):
         await settle()
 
     return move
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of whoever runs the tests."""
+    for name in [name for name in os.environ if name.upper().startswith("INFERAPI_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

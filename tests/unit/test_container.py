@@ -4,12 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi import FastAPI
 
+from inferapi.adapters.memory_sessions import MemorySessionStore
+from inferapi.adapters.redis_sessions import RedisSessionStore
+from inferapi.adapters.sqlite_sessions import SqliteSessionStore
+from inferapi.adapters.system_clock import SystemClock
 from inferapi.application.lifecycle import ModelLifecycle
-from inferapi.application.policy import LifecyclePolicy
-from inferapi.container import Container, make_policy
+from inferapi.application.policy import LifecyclePolicy, SessionPolicy
+from inferapi.container import Container, make_policy, make_session_policy, make_session_store
+from inferapi.domain.chat import SessionLimits
 from inferapi.domain.errors import ModelNameInvalid
 from inferapi.domain.model import LoadOptions, ModelRef
 from inferapi.settings import Settings
@@ -72,3 +78,74 @@ def test_the_process_that_serves_http_never_imports_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "True []\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "store"),
+    [
+        ("memory://", MemorySessionStore),
+        ("sqlite:///a.db", SqliteSessionStore),
+        ("redis://h:6379/0", RedisSessionStore),
+        ("rediss://:pw@h", RedisSessionStore),
+        ("SQLITE:///a.db", SqliteSessionStore),
+        ("REDIS://h", RedisSessionStore),
+    ],
+)
+async def test_sessions_are_kept_where_the_url_says(settings, monkeypatch, tmp_path, url, store):
+    monkeypatch.chdir(tmp_path)
+    container = Container(settings=Settings(device="cpu", models_dir=tmp_path, session_store_url=url))
+    assert type(container.session_store()) is store
+    await container.session_store().aclose()
+    assert list(tmp_path.iterdir()) == []  # nothing is opened before it is used
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///a.db", "work/a.db"),
+        ("sqlite:///sub/a%20b.db", "work/sub/a b.db"),
+        ("sqlite:///{folder}/abs.db", "abs.db"),
+        ("sqlite:///a?b#c.db", "work/a?b#c.db"),
+    ],
+)
+async def test_a_file_is_where_its_url_says(monkeypatch, tmp_path, url, path):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    store = make_session_store(Settings(session_store_url=url.format(folder=tmp_path)), SystemClock())
+    await store.set_system_prompt("Be brief.")
+    await store.aclose()
+    assert (tmp_path / path).is_file()
+
+
+async def test_the_default_file_is_where_the_users_data_is_whatever_the_folder_is_called(monkeypatch, tmp_path):
+    folder = tmp_path / "50%41 #?é data"
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+    monkeypatch.delenv("INFERAPI_SESSION_STORE_URL", raising=False)
+    store = make_session_store(Settings(), SystemClock())
+    await store.set_system_prompt("Be brief.")
+    await store.aclose()
+    assert (folder / "inferapi" / "sessions.db").is_file()
+
+
+def test_the_session_policy_is_what_the_operator_decided(settings):
+    decided = {
+        "system_prompt": "Be kind.",
+        "session_wait_s": 1.5,
+        "session_lease_s": 2.5,
+        "session_max_turns": 3,
+        "session_max_bytes": 4096,
+    }
+    policy = make_session_policy(settings.model_copy(update=decided))
+    assert policy == SessionPolicy("Be kind.", wait_s=1.5, lease_s=2.5, limits=SessionLimits(3, 4096))
+
+
+async def test_keys_of_the_settings_are_asked_for(tmp_path):
+    key = "k3y-of-ann-0123456789"
+    keys = ({"id": "ann", "key": key},)
+    settings = Settings(device="cpu", models_dir=tmp_path, session_store_url="memory://", api_keys=keys)
+    app = Container(settings=settings).app()
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        asked = [{}, {"Authorization": f"Bearer {key}"}, {"Authorization": f"Bearer {key}x"}]
+        answers = [(await client.get("/sessions", headers=headers)).status_code for headers in asked]
+    assert answers == [401, 200, 401]

@@ -9,7 +9,6 @@ from contracts import (
     EngineLauncherContract,
     GpuProbeContract,
     ModelRepositoryContract,
-    SessionStoreContract,
     TextEngineContract,
 )
 from fakes import (
@@ -21,10 +20,11 @@ from fakes import (
     ScriptedEngine,
     make_profile,
 )
-from inferapi.adapters.memory_sessions import MemorySessionStore
 from inferapi.adapters.system_clock import SystemClock
 from inferapi.domain.errors import ModelLoadFailed
 from inferapi.domain.model import DeviceKind, EngineSpec, ModelRef
+from session_contract import SessionStoreContract
+from session_list_contract import SessionExpiryContract, SessionListContract
 
 
 class TestFakeClock(ClockContract):
@@ -74,13 +74,26 @@ class TestFakeEngineLauncher(EngineLauncherContract):
         return EngineSpec("broken", "/models/broken", DeviceKind.CPU, 1, "bfloat16", 4096, 2, 1)
 
 
-class TestMemorySessionStore(SessionStoreContract):
+class OnFlakyStore:
     @pytest.fixture
-    def store(self):
-        return MemorySessionStore(FakeClock(), ttl_s=3600.0)
+    def clock(self):
+        return FakeClock()
+
+    @pytest.fixture
+    def store(self, clock):
+        return FlakySessionStore(clock, self.TTL_S)
+
+    async def pass_time(self, clock, duration_s):
+        await clock.advance(duration_s)
 
 
-class TestFlakySessionStore(SessionStoreContract):
-    @pytest.fixture
-    def store(self):
-        return FlakySessionStore(FakeClock())
+class TestFlakySessionStore(OnFlakyStore, SessionStoreContract):
+    pass
+
+
+class TestFlakySessionLists(OnFlakyStore, SessionListContract):
+    pass
+
+
+class TestFlakySessionExpiry(OnFlakyStore, SessionExpiryContract):
+    pass

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,7 @@ from pydantic import ValidationError
 
 from inferapi.settings import Settings
 
-
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch):
-    for name in [name for name in os.environ if name.upper().startswith("INFERAPI_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
 def test_the_defaults_are_those_of_the_manual():
@@ -22,6 +17,8 @@ def test_the_defaults_are_those_of_the_manual():
     assert (settings.device, settings.dtype, settings.memory_budget_bytes) == ("auto", "auto", None)
     assert (settings.max_resident_models, settings.inactivity_threshold_s) == (1, 300)
     assert (settings.session_ttl_s, settings.system_prompt) == (604_800, "You are a helpful assistant.")
+    assert (settings.session_max_turns, settings.session_max_bytes) == (1000, 4_194_304)
+    assert (settings.session_wait_s, settings.session_lease_s, settings.api_keys) == (10.0, 8.0, ())
     assert (settings.max_batch, settings.max_queue, settings.max_new_tokens) == (32, 64, 4096)
     assert (settings.max_body_bytes, settings.request_timeout_s, settings.drain_timeout_s) == (1_048_576, 300.0, 30.0)
     assert (settings.allow_anonymous, settings.log_level) == (False, "info")
@@ -78,8 +75,15 @@ def test_settings_do_not_change():
         ("inactivity_threshold_s", "0"),
         ("inactivity_threshold_s", "-2"),
         ("inactivity_threshold_s", "1.5"),
-        ("session_store_url", "redis://localhost"),
+        ("session_store_url", "http://localhost"),
         ("session_ttl_s", "0"),
+        ("session_max_turns", "0"),
+        ("session_max_turns", "100001"),
+        ("session_max_bytes", "4095"),
+        ("session_max_bytes", "268435457"),
+        ("session_lease_s", "0.9"),
+        ("session_lease_s", "inf"),
+        ("session_wait_s", "0"),
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("max_batch", "0"),

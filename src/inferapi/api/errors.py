@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,16 +19,27 @@ from inferapi.domain import errors
 from inferapi.domain.errors import InferapiError, InvalidJson, InvalidRequest
 from inferapi.logs import request_id
 
+log = logging.getLogger(__name__)
+
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How HTTP says an error. ``should_retry`` false tells clients that retry by themselves not to."""
+    """How HTTP says an error.
+
+    Attributes:
+        should_retry: false tells clients that retry by themselves not to.
+        challenge: how to authenticate (RFC 9110, section 11.6.1).
+        names_request: whether the body has the request's id. Without it all such bodies are the same to the byte, so
+            that nobody can tell, say, a session of another owner from none.
+    """
 
     status: int
     retry_after_s: int | None = None
     should_retry: bool | None = None
+    challenge: str | None = None
+    names_request: bool = True
 
 
 ANSWERS: dict[type[InferapiError], Answer] = {
@@ -62,10 +74,14 @@ ANSWERS: dict[type[InferapiError], Answer] = {
     errors.GenerationAborted: Answer(503, retry_after_s=5),
     errors.ModelCrashed: Answer(503, retry_after_s=1),
     errors.OutOfMemory: Answer(503, retry_after_s=5),
-    errors.SessionNotFound: Answer(404),
+    errors.SessionNotFound: Answer(404, names_request=False),
+    errors.SessionExists: Answer(409, should_retry=False),
+    errors.SessionUnreadable: Answer(503, should_retry=False),
     errors.SessionBusy: Answer(409, retry_after_s=1),
     errors.HistoryNotSaved: Answer(503, should_retry=False),
     errors.SessionStoreUnavailable: Answer(503, retry_after_s=2),
+    errors.Unauthenticated: Answer(401, challenge="Bearer"),
+    errors.InsufficientScope: Answer(403),
     errors.UnexpectedError: Answer(500),
 }
 
@@ -83,11 +99,12 @@ class ProblemException(HTTPException):
 
 def problem(error: InferapiError) -> dict[str, Any]:
     """The error as problem details; numbers among its facts come as members of their own."""
-    status = ANSWERS[type(error)].status
+    answer = ANSWERS[type(error)]
     counts = {
         name: fact for name, fact in error.facts.items() if isinstance(fact, int | float) and not isinstance(fact, bool)
     }
-    return _details(status, error.code, error.message) | counts
+    instance = request_id.get() if answer.names_request else None
+    return _details(answer.status, error.code, error.message, instance) | counts
 
 
 def problem_response(error: InferapiError) -> Response:
@@ -98,7 +115,18 @@ def problem_response(error: InferapiError) -> Response:
         headers["Retry-After"] = str(answer.retry_after_s)
     if answer.should_retry is not None:
         headers["x-should-retry"] = str(answer.should_retry).lower()
+    if answer.challenge is not None:
+        headers["WWW-Authenticate"] = answer.challenge
     return _response(answer.status, problem(error), headers)
+
+
+def log_cause(error: InferapiError) -> None:
+    """Tell the operator what the client is not told: why something here did not work."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if cause is not error and ANSWERS[type(error)].status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("%s: %s: %s", error.code, type(cause).__name__, cause)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -106,6 +134,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(InferapiError)
     async def _domain(_: Request, error: InferapiError) -> Response:
+        log_cause(error)
         return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
@@ -124,7 +153,11 @@ def add_error_handlers(app: FastAPI) -> None:
             return problem_response(InvalidJson())
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_")
-        return _response(error.status_code, _details(error.status_code, code, f"{phrase}."), dict(error.headers or {}))
+        return _response(
+            error.status_code,
+            _details(error.status_code, code, f"{phrase}.", request_id.get()),
+            dict(error.headers or {}),
+        )
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: ClientDisconnect) -> Response:
@@ -133,18 +166,22 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _told(entry: dict[str, Any]) -> str:
     """What is wrong and where, without what was sent."""
-    path = [str(part) for part in entry["loc"] if part != "body"]
-    where = ".".join(part if _FIELD.fullmatch(part) else "…" for part in path) or "body"
+    place, *path = map(str, entry["loc"])
+    if place == "header":  # named by the route, not by the client
+        where = ".".join(path)
+    else:
+        path = path if place == "body" else [place, *path]
+        where = ".".join(part if _FIELD.fullmatch(part) else "…" for part in path) or "body"
     return f"{where}: {entry['msg'].removeprefix('Value error, ')}"
 
 
-def _details(status: int, code: str, detail: str) -> dict[str, Any]:
+def _details(status: int, code: str, detail: str, instance: str | None) -> dict[str, Any]:
     return {
         "type": f"urn:inferapi:error:{code}",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        "instance": f"urn:inferapi:request:{request_id.get() or ''}",
+        "instance": f"urn:inferapi:request:{instance or ''}",
         "code": code,
     }
 

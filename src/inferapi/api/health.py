@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
 from inferapi.application.lifecycle import ModelLifecycle
+from inferapi.application.sessions import Sessions
+from inferapi.domain.errors import SessionStoreUnavailable
+
+_PATIENCE_S = 0.25  # with the session store: a probe has little
 
 
-def health_router(lifecycle: ModelLifecycle) -> APIRouter:
+def health_router(lifecycle: ModelLifecycle, sessions: Sessions) -> APIRouter:
     """The routes, on their use case."""
     router = APIRouter(tags=["health"], prefix="/health")
 
@@ -19,10 +25,18 @@ def health_router(lifecycle: ModelLifecycle) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> JSONResponse:
-        """200 when requests can be served: not before the model named at start is loaded, not while draining."""
+        """200 when requests can be served: not before the model named at start is loaded, not while draining.
+
+        ``degraded`` while the session store is away: chats have to wait, everything else works.
+        """
         reason = lifecycle.unready_reason
-        if reason is None:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": reason}, 503, {"Retry-After": "5"})
+        if reason is not None:
+            return JSONResponse({"status": reason}, 503, {"Retry-After": "5"})
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await sessions.ping()
+        except (SessionStoreUnavailable, TimeoutError):
+            return JSONResponse({"status": "degraded"})
+        return JSONResponse({"status": "ready"})
 
     return router

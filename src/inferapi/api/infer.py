@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from inferapi.api.auth import Access, owner_of
 from inferapi.api.json_route import JsonRoute
 from inferapi.api.schema import MAX_TOKEN_COUNT, SamplingBody, SamplingPolicy, SessionId, Text, details
 from inferapi.api.sse import respond
@@ -36,15 +37,17 @@ class InferReply(BaseModel):
     result: str
 
 
-def infer_router(inference: Inference, policy: SamplingPolicy) -> APIRouter:
+def infer_router(inference: Inference, policy: SamplingPolicy, access: Access) -> APIRouter:
     """The route, on its use case."""
-    router = APIRouter(tags=["infer"], route_class=JsonRoute)
+    router = APIRouter(tags=["infer"], route_class=JsonRoute, dependencies=[access.needs("infer")])
 
     @router.post("/infer", response_model=InferReply)
     async def infer(body: InferBody, request: Request) -> Response:
         """Continue a text. Answers ``{"input", "result"}``; ``result`` is the continuation alone."""
         sampling = body.sampling(body.max_new_tokens, policy)
-        items = inference.infer(body.prompt(), sampling, body.session_id, body.ref())
+        items = inference.infer(
+            body.prompt(), sampling, owner=owner_of(request), affinity=body.session_id, model=body.ref()
+        )
         return await respond(request, items, lambda item: _encode(item, body), stream=body.stream)
 
     return router
@@ -54,4 +57,4 @@ def _encode(item: Chunk | Answered, body: InferBody) -> dict[str, Any]:
     if isinstance(item, Chunk):
         return {"delta": item.text}
     reply: dict[str, Any] = {"input": body.text, "result": item.text}
-    return reply | {"details": details(item)} if body.details else reply
+    return reply | {"details": details(item.model, item.finish)} if body.details else reply

@@ -26,6 +26,8 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_utf8(request: Request) -> Response:
+            for needed in self.dependencies:  # who may not ask is told so before anything that was sent is read
+                await needed.dependency(request)  # type: ignore[misc]  # ``Access.needs`` gives a coroutine function
             return await handle(_Utf8Request(request.scope, request.receive))
 
         return handle_utf8

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,11 +63,16 @@ class RequestIds:
 
 
 class BodyGate:
-    """Refuses bodies that are no JSON by their own word, and counts bytes as they arrive, declared or not."""
+    """Refuses bodies that are no JSON by their own word, and counts bytes as they arrive, declared or not.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    Args:
+        larger: paths whose bodies may be longer, and how long.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, larger: Mapping[str, int]) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -79,8 +85,10 @@ class BodyGate:
         if has_body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             await problem_response(UnsupportedMediaType())(scope, receive, send)
             return
-        too_large = BodyTooLarge(limit_bytes=self._max_body_bytes)
-        if declared.isdecimal() and int(declared) > self._max_body_bytes:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        limit_bytes = max(self._max_body_bytes, self._larger.get(path, 0))
+        too_large = BodyTooLarge(limit_bytes=limit_bytes)
+        if declared.isdecimal() and int(declared) > limit_bytes:
             response = problem_response(too_large)
             response.headers["Connection"] = "close"  # or the server would have to read it all
             await response(scope, receive, send)
@@ -91,7 +99,7 @@ class BodyGate:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
+            if received > limit_bytes:
                 raise ProblemException(too_large)
             return message
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 from starlette.responses import Response
 
+from inferapi.api.auth import Access
 from inferapi.api.disconnect import until_disconnect
 from inferapi.api.json_route import JsonRoute
 from inferapi.api.progress import with_progress
@@ -73,9 +74,9 @@ class StatusReply(BaseModel):
     status: str
 
 
-def models_router(lifecycle: ModelLifecycle) -> APIRouter:
+def models_router(lifecycle: ModelLifecycle, access: Access) -> APIRouter:
     """The routes, on their use case."""
-    router = APIRouter(tags=["models"], route_class=JsonRoute)
+    router = APIRouter(tags=["models"], route_class=JsonRoute, dependencies=[access.needs("admin")])
 
     @router.post("/load_model", response_model=StatusReply)
     async def load_model(body: LoadBody, request: Request) -> Response:

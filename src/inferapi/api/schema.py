@@ -5,15 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from inferapi.application.inference import Answered
 from inferapi.domain.errors import InvalidRequest
-from inferapi.domain.generation import SamplingParams
+from inferapi.domain.generation import Finish, SamplingParams
 from inferapi.domain.model import ModelRef
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)]
-SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
+
+
+def _not_dots(session_id: str) -> str:
+    if session_id in {".", ".."}:  # clients take them for steps in a path
+        raise ValueError("not . and not ..")
+    return session_id
+
+
+SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,128}$"), AfterValidator(_not_dots)]
+TurnId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -95,9 +103,8 @@ class SamplingBody(Body):
         )
 
 
-def details(answered: Answered) -> dict[str, Any]:
+def details(model: str, finish: Finish) -> dict[str, Any]:
     """What ``"details": true`` adds."""
-    finish = answered.finish
     usage = finish.usage
     return {
         "finish_reason": finish.reason,
@@ -106,7 +113,8 @@ def details(answered: Answered) -> dict[str, Any]:
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.total_tokens,
             "dropped_turns": usage.dropped_turns,
+            "cached_tokens": usage.cached_tokens,
         },
         "timings": finish.timings,
-        "model": answered.model,
+        "model": model,
     }

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from inferapi.api.disconnect import until_disconnect
-from inferapi.api.errors import problem
+from inferapi.api.errors import log_cause, problem
 from inferapi.domain.errors import InferapiError, UnexpectedError
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class EventStream(StreamingResponse):
     async def _events(self, item: Any, encode: Callable[[Any], Any]) -> AsyncGenerator[bytes]:
         while True:
             if isinstance(item, InferapiError):
+                log_cause(item)
                 yield event({"error": problem(item)})
                 return
             if isinstance(item, _End):

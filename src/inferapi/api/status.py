@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from inferapi.api.auth import Access
 from inferapi.api.schema import ModelName
 from inferapi.application.journal import Event
 from inferapi.application.lifecycle import ModelLifecycle
@@ -17,9 +18,9 @@ _MOST_EVENTS = 1000
 _EVENTS = 100
 
 
-def status_router(lifecycle: ModelLifecycle) -> APIRouter:
+def status_router(lifecycle: ModelLifecycle, access: Access) -> APIRouter:
     """The routes, on their use case."""
-    router = APIRouter(tags=["status"])
+    router = APIRouter(tags=["status"], dependencies=[access.needs(None)])
 
     @router.get("/status")
     async def status() -> dict[str, Any]:

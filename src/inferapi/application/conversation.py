@@ -2,90 +2,130 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inferapi.application.inference import Answered, Inference
-from inferapi.domain.chat import Message, Session, Turn
-from inferapi.domain.generation import Chunk, Prompt, SamplingParams
+from inferapi.application.policy import SessionPolicy
+from inferapi.application.sessions import new_session_id
+from inferapi.application.turns import TurnGate
+from inferapi.domain.chat import Message, Session, SessionRef, Turn
+from inferapi.domain.errors import InvalidRequest
+from inferapi.domain.generation import Chunk, Finish, Prompt, SamplingParams
 from inferapi.domain.model import ModelRef
-from inferapi.domain.ports import Clock, SessionStore
+from inferapi.domain.ports import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """What is said in which session.
+
+    Attributes:
+        session_id: without one a session starts.
+        idempotency_key: the same question under the same key is one turn, however often it is asked.
+        model: the current one, unless named.
+    """
+
+    owner: str
+    session_id: str | None
+    text: str
+    sampling: SamplingParams
+    idempotency_key: str | None = None
+    model: ModelRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TurnStored:
-    """The end of a turn: the session with the turn in it."""
+    """The end of a turn: the session with the turn as its last. ``finish`` is none if it was answered earlier."""
 
     session: Session
-    answered: Answered
+    finish: Finish | None
+
+    @property
+    def turn(self) -> Turn:
+        """The turn itself."""
+        return self.session.turns[-1]
 
 
 class Conversation:
-    """Chat with memory.
+    """Chat with memory."""
 
-    Args:
-        default_system_prompt: for new sessions, until ``set_system_prompt`` says otherwise.
-        turn_wait_s: how long a turn waits for an earlier one of the same session.
-    """
-
-    def __init__(
-        self,
-        inference: Inference,
-        sessions: SessionStore,
-        clock: Clock,
-        *,
-        default_system_prompt: str,
-        turn_wait_s: float,
-    ) -> None:
+    def __init__(self, inference: Inference, turns: TurnGate, clock: Clock, policy: SessionPolicy) -> None:
         self._inference = inference
-        self._sessions = sessions
+        self._turns = turns
         self._clock = clock
-        self._default_system_prompt = default_system_prompt
-        self._turn_wait_s = turn_wait_s
+        self._policy = policy
 
-    async def chat(
-        self, session_id: str | None, text: str, sampling: SamplingParams, model: ModelRef | None = None
-    ) -> AsyncGenerator[Chunk | TurnStored]:
-        """Yield the answer to ``text`` in its session, then, when the turn is stored, ``TurnStored``.
+    async def chat(self, asked: ChatTurn) -> AsyncGenerator[Chunk | TurnStored]:
+        """Yield the answer in its session, then, when the turn is stored, ``TurnStored``.
 
-        Without ``session_id`` a session starts, with an id that nobody can guess. Closing the generator early
-        stores nothing.
+        Closing the generator early stores nothing.
 
         Raises:
-            SessionBusy: an earlier turn of this session took too long.
-            HistoryNotSaved, SessionStoreUnavailable: the turn is not stored.
+            InvalidRequest: the text is more than a session may hold, or the key was used for another question.
+            SessionBusy: earlier turns of this session took too long.
+            SessionUnreadable, SessionStoreUnavailable: there is no history to go on from.
+            HistoryNotSaved: the turn is not stored.
             others: as ``Inference.infer``.
         """
-        session_id = session_id or secrets.token_urlsafe(24)
-        async with self._sessions.turn(session_id, wait_s=self._turn_wait_s):
-            session = await self._sessions.get(session_id) or Session(session_id, await self._system_prompt())
-            question = Message("user", text)
-            prompt = Prompt(messages=(*session.messages(), question), drop_oldest_turns=True)
-            async with aclosing(self._inference.infer(prompt, sampling, session_id, model)) as items:
+        limits = self._policy.limits
+        if len(asked.text.encode()) > limits.max_bytes:
+            raise InvalidRequest(problem=f"text: a session holds at most {limits.max_bytes} bytes on this server")
+        ref = SessionRef(asked.owner, asked.session_id or _session_id(asked))
+        async with self._turns.turn(ref) as held:
+            session = held.session or Session(ref, self._policy.system_prompt(held.system_prompt))
+            earlier = _answered_earlier(session, asked)
+            if earlier is not None:
+                if earlier.turn.assistant:
+                    yield Chunk(earlier.turn.assistant)
+                yield earlier
+                return
+            messages = (*session.messages(), Message("user", asked.text))
+            prompt = Prompt(messages=messages, drop_oldest_turns=True)
+            answer = self._inference.infer(
+                prompt, asked.sampling, owner=asked.owner, affinity=ref.session_id, model=asked.model
+            )
+            async with aclosing(answer) as items:
                 async for item in items:
                     if isinstance(item, Chunk):
                         yield item
                     else:
-                        yield TurnStored(await self._sessions.append(session, self._turn(text, item)), item)
+                        change = session.appending(self._turn(asked, item), limits)
+                        yield TurnStored(await held.commit(session, change), item.finish)
 
-    async def set_system_prompt(self, prompt: str) -> None:
-        """Give sessions that start from now on this system prompt; the others keep theirs."""
-        await self._sessions.set_system_prompt(prompt)
-
-    async def _system_prompt(self) -> str:
-        stored = await self._sessions.system_prompt()
-        return self._default_system_prompt if stored is None else stored
-
-    def _turn(self, question: str, answered: Answered) -> Turn:
+    def _turn(self, asked: ChatTurn, answered: Answered) -> Turn:
         usage = answered.finish.usage
         return Turn(
             turn_id=secrets.token_urlsafe(16),
-            user=question,
+            user=asked.text,
             assistant=answered.text,
             model=answered.model,
             created_at_s=self._clock.wall_s(),
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
+            finish_reason=answered.finish.reason.value,
+            idempotency_key=asked.idempotency_key,
         )
+
+
+def _session_id(asked: ChatTurn) -> str:
+    """Of a session to be made. A request that is repeated finds the session that it made the first time."""
+    if asked.idempotency_key is None:
+        return new_session_id()
+    name = f"{asked.owner}\n{asked.idempotency_key}".encode()
+    return hashlib.blake2b(name, digest_size=24, person=b"session").hexdigest()
+
+
+def _answered_earlier(session: Session, asked: ChatTurn) -> TurnStored | None:
+    """The turn that this request made when it came first, at the end of the session as it was then."""
+    if asked.idempotency_key is None:
+        return None
+    for count, turn in enumerate(session.turns, start=1):
+        if turn.idempotency_key == asked.idempotency_key:
+            if turn.user != asked.text:
+                raise InvalidRequest(problem="Idempotency-Key: it was used for another text in this session")
+            return TurnStored(replace(session, turns=session.turns[:count]), None)
+    return None

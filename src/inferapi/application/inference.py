@@ -30,11 +30,18 @@ class Inference:
         self._request_timeout_s = request_timeout_s
 
     async def infer(
-        self, prompt: Prompt, sampling: SamplingParams, affinity: str | None = None, model: ModelRef | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        owner: str = "",
+        affinity: str | None = None,
+        model: ModelRef | None = None,
     ) -> AsyncGenerator[Chunk | Answered]:
         """Yield the pieces of the answer as they are decoded, none empty, then ``Answered``.
 
         Without ``model`` the current one answers; a named one is loaded first if need be.
+        What was computed for one ``owner`` is never reused for another.
         Closing the generator stops the work within one decode step.
 
         Raises:
@@ -42,7 +49,7 @@ class Inference:
                 ``TextEngine.generate`` raise them.
         """
         arrived_s = self._clock.monotonic_s()
-        request = GenerationRequest(prompt, sampling, arrived_s, arrived_s + self._request_timeout_s, affinity)
+        request = GenerationRequest(prompt, sampling, arrived_s, arrived_s + self._request_timeout_s, affinity, owner)
         async with self._lifecycle.lease(model) as engine, aclosing(engine.generate(request)) as chunks:
             parts: list[str] = []
             async for chunk in chunks:

@@ -1,9 +1,10 @@
-"""What the operator decided about models, and what makes two loads the same."""
+"""What the operator decided about models and sessions, and what makes two loads the same."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from inferapi.domain.chat import SessionLimits
 from inferapi.domain.model import LoadOptions, ModelRef
 
 NEVER_S = -1
@@ -54,6 +55,27 @@ class LifecyclePolicy:
     threads: int | None = None
     default_options: LoadOptions = field(default_factory=LoadOptions)
     preload: ModelRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPolicy:
+    """The operator's choices about sessions.
+
+    Attributes:
+        default_system_prompt: of new sessions, until another one is set.
+        wait_s: how long a turn waits for those before it in its session.
+        lease_s: how long a session stays taken after the process that answered in it died.
+        limits: how much of a session is kept.
+    """
+
+    default_system_prompt: str
+    wait_s: float
+    lease_s: float
+    limits: SessionLimits
+
+    def system_prompt(self, stored: str | None) -> str:
+        """Of new sessions: the one that was set, else the default."""
+        return self.default_system_prompt if stored is None else stored
 
 
 @dataclass(frozen=True, slots=True)

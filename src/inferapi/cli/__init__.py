@@ -14,13 +14,17 @@ from inferapi.settings import Settings
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve Hugging Face language models over HTTP.")
 
 _Url = Annotated[str | None, typer.Option(help="Of the server. Default: from INFERAPI_HOST and INFERAPI_PORT.")]
+_Key = Annotated[
+    str | None,
+    typer.Option("--key", envvar="INFERAPI_API_KEY", help="API key with the admin scope.", show_default=False),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print every event as a line of JSON.")]
 
 
 def _settings_help() -> str:
     lines = ["Start the server. Settings come from the environment:", ""]
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f" (default: {field.default})"
+        default = f" (default: {field.default})" if field.default is not None and not field.default_factory else ""
         lines += [f"INFERAPI_{name.upper()}: {field.description}{default}", ""]
     return "\n".join([*lines, "HUGGING_FACE_HUB_TOKEN (or HF_TOKEN): for private and gated models."])
 
@@ -46,12 +50,13 @@ def load(
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it until it is asked to go.")] = False,
     url: _Url = None,
+    key: _Key = None,
     as_json: _Json = False,
 ) -> None:
     """Load a model on a running server, and show how far it is. Ctrl-C leaves; the load goes on."""
     fields: dict[str, object] = {"dtype": dtype, "pinned": True if pin else None}
     raise typer.Exit(
-        load_model(LoadRequest(url or _default_url(), name, change=change, fields=fields), as_json=as_json)
+        load_model(LoadRequest(url or _default_url(), name, change=change, fields=fields, key=key), as_json=as_json)
     )
 
 

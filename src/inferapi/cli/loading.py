@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import httpx
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 _CONNECT_S, _SILENCE_S = 5.0, 60.0  # the server repeats itself every second
 _DATA = "data: "
-_FAILED, _UNREACHABLE, _INTERRUPTED = 1, 3, 130
+_FAILED, _NO_KEY, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class LoadRequest:
     model: str
     change: bool
     fields: dict[str, object]
+    key: str | None = field(default=None, repr=False)
 
     @property
     def path(self) -> str:
@@ -36,7 +37,7 @@ class LoadRequest:
     def body(self) -> dict[str, object]:
         """The request's JSON."""
         name = {"new_model_name" if self.change else "model_name": self.model}
-        return name | {field: value for field, value in self.fields.items() if value is not None}
+        return name | {key: value for key, value in self.fields.items() if value is not None}
 
 
 class Display(Protocol):
@@ -48,8 +49,14 @@ class Display(Protocol):
 
 
 def load_model(request: LoadRequest, *, as_json: bool) -> int:
-    """Load, and show it. Returns the exit status: 0, 1 if it failed, 3 without a server, 130 for Ctrl-C."""
+    """Load, and show it.
+
+    Returns the exit status: 0, 1 if it failed, 2 for a key that is none, 3 without a server, 130 for Ctrl-C.
+    """
     done = False
+    if request.key is not None and not (request.key.isascii() and request.key.isprintable()):
+        print("This is no API key: it has characters that no key has.", file=sys.stderr)  # noqa: T201
+        return _NO_KEY
     try:
         with _display(as_json=as_json) as display:
             for event in _events(request):
@@ -66,7 +73,7 @@ def load_model(request: LoadRequest, *, as_json: bool) -> int:
 
 def _events(request: LoadRequest) -> Iterator[dict[str, Any]]:
     timeout = httpx.Timeout(_CONNECT_S, read=_SILENCE_S)
-    headers = {"Accept": "text/event-stream"}
+    headers = {"Accept": "text/event-stream"} | ({"Authorization": f"Bearer {request.key}"} if request.key else {})
     is_here = httpx.URL(request.url).host in {"127.0.0.1", "localhost", "::1"}  # no proxy knows the way
     with (
         httpx.Client(timeout=timeout, trust_env=not is_here) as client,

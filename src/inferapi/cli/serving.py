@@ -12,7 +12,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from inferapi.container import NoGpuError
+from inferapi.container import NoGpuError, StoreUrlError
 from inferapi.domain.errors import InferapiError
 from inferapi.main import create
 from inferapi.settings import Settings
@@ -34,13 +34,13 @@ def serve(settings_given: dict[str, object]) -> None:
             name = "_".join(map(str, entry["loc"])).upper()
             typer.echo(f"INFERAPI_{name}: {entry['msg'].removeprefix('Value error, ')}", err=True)
         raise typer.Exit(2) from error
-    except (NoGpuError, InferapiError, SettingsError) as error:
+    except (NoGpuError, StoreUrlError, InferapiError, SettingsError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-    if not settings.is_loopback and not settings.allow_anonymous:
+    if not (settings.is_loopback or settings.api_keys or settings.allow_anonymous):
         typer.echo(
             f"Refusing to bind {settings.host}: anybody who can reach it could load models and read answers. "
-            "Put a proxy with authentication in front and set INFERAPI_ALLOW_ANONYMOUS=true, or bind 127.0.0.1.",
+            "Set INFERAPI_API_KEYS, or bind 127.0.0.1; INFERAPI_ALLOW_ANONYMOUS=true where a proxy authenticates.",
             err=True,
         )
         raise typer.Exit(2)
@@ -90,4 +90,6 @@ def _greet(settings: Settings) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         typer.echo(f"inferapi is starting on http://{host}:{settings.port}, its manual on /docs. Try:\n")
         typer.echo(f"  curl -s http://{host}:{settings.port}/chat -H 'Content-Type: application/json' \\")
+        if settings.api_keys:
+            typer.echo("    -H 'Authorization: Bearer <your key>' \\")
         typer.echo("""    -d '{"text": "What is the capital of France?"}'\n""")

@@ -40,9 +40,14 @@
     │   └── OutOfMemory             insufficient_memory
     ├── SessionProblem
     │   ├── SessionNotFound         session_not_found
+    │   ├── SessionExists           session_exists
+    │   ├── SessionUnreadable       session_unreadable
     │   ├── SessionBusy             session_busy
     │   ├── HistoryNotSaved         history_not_saved
     │   └── SessionStoreUnavailable session_store_unavailable
+    ├── AccessDenied                who asks may not
+    │   ├── Unauthenticated         unauthenticated
+    │   └── InsufficientScope       insufficient_scope
     └── UnexpectedError             internal_error: a fault of ours, whatever it was
 
 A leaf has a stable ``code``, and a ``text`` that its facts fill in. Facts are numbers and short names:
@@ -282,6 +287,18 @@ class SessionNotFound(SessionProblem):
     text = "There is no such session."
 
 
+class SessionExists(SessionProblem):
+    code = "session_exists"
+    text = "There is a session of this id already."
+
+
+class SessionUnreadable(SessionProblem):
+    """Damaged, or written by a later version of this server; it can still be deleted."""
+
+    code = "session_unreadable"
+    text = "What is stored of this session cannot be read: {problem}. DELETE it to use its id again."
+
+
 class SessionBusy(SessionProblem):
     code = "session_busy"
     text = "Another turn of this session is running."
@@ -289,12 +306,26 @@ class SessionBusy(SessionProblem):
 
 class HistoryNotSaved(SessionProblem):
     code = "history_not_saved"
-    text = "The answer was generated, but the turn could not be stored: {problem}."
+    text = "Nothing was stored: {problem}."
 
 
 class SessionStoreUnavailable(SessionProblem):
     code = "session_store_unavailable"
     text = "The session store does not answer; chats have to wait, /infer works."
+
+
+class AccessDenied(InferapiError):
+    """Who asks may not."""
+
+
+class Unauthenticated(AccessDenied):
+    code = "unauthenticated"
+    text = "A valid API key is needed: send the header Authorization: Bearer <key>."
+
+
+class InsufficientScope(AccessDenied):
+    code = "insufficient_scope"
+    text = "This API key lacks the scope {scope}."
 
 
 class UnexpectedError(InferapiError):

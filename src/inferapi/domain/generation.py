@@ -55,6 +55,8 @@ class GenerationRequest:
         arrived_s: when the client's request arrived, on the system's monotonic clock; timings count from it.
         deadline_s: when to give up, on the same clock.
         affinity: requests with the same affinity are likely to share a prefix (a session id).
+        salt: whose request it is. Keys and values that were computed for one salt are never reused for another:
+            the time that an answer takes would tell what others asked.
     """
 
     prompt: Prompt
@@ -62,6 +64,7 @@ class GenerationRequest:
     arrived_s: float
     deadline_s: float
     affinity: str | None = None
+    salt: str = ""
 
 
 class FinishReason(StrEnum):
@@ -73,11 +76,17 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens counted. ``dropped_turns`` were left out to fit the context window."""
+    """Tokens counted.
+
+    Attributes:
+        dropped_turns: were left out to fit the context window.
+        cached_tokens: of the prompt, those whose keys and values were in the cache already.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     dropped_turns: int = 0
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

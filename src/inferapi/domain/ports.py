@@ -6,10 +6,9 @@ The tests' ``contracts.py`` holds one contract class a port; fakes and adapters 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from inferapi.domain.chat import Session, Turn
+from inferapi.domain.chat import Lease, OpenTurn, Session, SessionChange, SessionPage, SessionRef
 from inferapi.domain.generation import Chunk, GenerationRequest
 from inferapi.domain.model import Device, EngineFacts, EngineLoad, EngineSpec, ModelProfile, ModelRef
 from inferapi.domain.states import Report
@@ -137,32 +136,65 @@ class EngineLauncher(Protocol):
 class SessionStore(Protocol):
     """Sessions, and the system prompt that new ones get.
 
-    Every method may raise ``SessionStoreUnavailable``.
+    Each method is one transaction, and answers within 3 s. Every session has a sliding time to live: it is forgotten
+    so long after its last turn began or its last write. Who waits for whom is not decided here.
+
+    Every method may raise ``SessionStoreUnavailable``: the store does not answer, cannot be written, or is full.
+    Reading a session may raise ``SessionUnreadable``: what is stored under its id is damaged; only ``delete`` works.
     """
 
-    async def get(self, session_id: str) -> Session | None:
-        """The session, or ``None`` if it is unknown or expired."""
-        ...
+    async def begin(self, ref: SessionRef, holder: str, lease_s: float) -> OpenTurn | None:
+        """Take the session's lease for so long, and read the session; ``None`` if somebody else has the lease.
 
-    async def append(self, session: Session, turn: Turn) -> Session:
-        """Store one turn whole, creating the session with its system prompt at the first one.
-
-        ``session`` is what was read before generating; its version must still be the stored one.
-
-        Raises:
-            HistoryNotSaved: the session changed, was deleted meanwhile, or is full.
+        After an error the lease may have been taken all the same: ``end`` it.
         """
         ...
 
-    async def delete(self, session_id: str) -> bool:
-        """Forget it; false if there was none. A turn that is running then is not stored."""
+    async def renew(self, lease: Lease, lease_s: float) -> bool:
+        """Have the lease for so long from now; false if it is lost: it ran out, or the session was deleted."""
         ...
 
-    def turn(self, session_id: str, *, wait_s: float) -> AbstractAsyncContextManager[None]:
-        """Hold the session for one turn, so that turns of one session never overlap.
+    async def end(self, ref: SessionRef, holder: str) -> None:
+        """Give the lease back, if ``holder`` has it."""
+        ...
+
+    async def commit(self, lease: Lease, before: Session, change: SessionChange, at_s: float) -> Session:
+        """Write ``change`` whole, if the lease is still held and the stored version that of ``before``; end the lease.
+
+        Version 0 of ``before`` makes the session. ``at_s`` is the wall-clock time of the write.
+        Returns ``before.changed(change, at_s)``.
 
         Raises:
-            SessionBusy: another turn held it for longer than ``wait_s``.
+            HistoryNotSaved: the lease was lost, or the session changed or was deleted meanwhile.
+        """
+        ...
+
+    async def create(self, session: Session) -> None:
+        """Store a new session whole.
+
+        Raises:
+            SessionExists: its id is taken, or somebody has its lease.
+        """
+        ...
+
+    async def get(self, ref: SessionRef) -> Session | None:
+        """The session, or ``None`` if it is unknown or expired. Does not count as use."""
+        ...
+
+    async def delete(self, ref: SessionRef) -> bool:
+        """Forget it, whatever is stored there, and take its lease away: a turn that is running is not stored.
+
+        Returns whether there was a session or a lease.
+        """
+        ...
+
+    async def page(self, owner: str, limit: int, cursor: str | None) -> SessionPage:
+        """Up to ``limit`` sessions of an owner, the last used first, after ``cursor``. Unreadable ones are left out.
+
+        A session that is used while somebody pages moves to the front; none is told twice.
+
+        Raises:
+            InvalidRequest: ``cursor`` is none that ``page`` gave.
         """
         ...
 
@@ -172,4 +204,12 @@ class SessionStore(Protocol):
 
     async def set_system_prompt(self, prompt: str) -> None:
         """Keep the prompt for sessions that start from now on."""
+        ...
+
+    async def ping(self) -> None:
+        """Answer if the store can be reached at all."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of files and connections; later calls may raise ``SessionStoreUnavailable``. Idempotent."""
         ...

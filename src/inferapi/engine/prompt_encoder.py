@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MARKUP = ("<", "[")  # added tokens that are no words, named special or not: <think>, [TOOL_CALLS]
 
+_CHARACTERS_PER_TOKEN = 6  # of English about 4.5
+
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ {'system': '', 'user': 'User: ', 'assistant': 'Assistant: '}[message['role']] }}"
@@ -65,21 +67,21 @@ class PromptEncoder:
             InvalidRequest: the model's chat template refuses the messages, or there is nothing to encode.
         """
         room = self._context_window_tokens - sampling.max_new_tokens
-        tokens = self._encode_once(prompt, 0)
-        if not tokens:
-            raise InvalidRequest(problem="The prompt is empty for this model's tokenizer.")
-        if len(tokens) <= room:
-            return tokens, 0
-        # Fewer turns are fewer tokens: halve, for a long history is long to encode.
+        turns = max(len(prompt.messages) - 2, 0) // 2 if prompt.drop_oldest_turns else 0
         fitting: tuple[list[int], int] | None = None
-        fewest, most = 1, (len(prompt.messages) - 2) // 2 if prompt.drop_oldest_turns else 0
-        while fewest <= most:
-            dropped = (fewest + most) // 2
-            tokens = self._encode_once(prompt, dropped)
+        # Newest first: a history can be many times what fits, and is long to encode. ``most`` turns are known to fit,
+        # ``too_many`` not to; fewer turns are fewer tokens.
+        most, too_many = -1, turns + 1
+        kept = _likely_to_fit(prompt.messages, turns, room)
+        while too_many - most > 1:
+            tokens = self._encode_once(prompt, turns - kept)
+            if not tokens:
+                raise InvalidRequest(problem="The prompt is empty for this model's tokenizer.")
             if len(tokens) <= room:
-                fitting, most = (tokens, dropped), dropped - 1
+                fitting, most = (tokens, turns - kept), kept
             else:
-                fewest = dropped + 1
+                too_many = kept
+            kept = (most + too_many) // 2 if too_many <= turns else min(2 * kept + 1, turns)
         if fitting is None:
             raise ContextWindowExceeded(
                 prompt_tokens=len(tokens),
@@ -151,3 +153,15 @@ class PromptEncoder:
 
     def _count_control(self, tokens: Sequence[int]) -> int:
         return sum(token in self._control_ids for token in tokens)
+
+
+def _likely_to_fit(messages: Sequence[Message], turns: int, room: int) -> int:
+    """How many of the newest turns to try first: rather too many, since one encoding more is all that it costs."""
+    characters, kept = _CHARACTERS_PER_TOKEN * room, 0
+    while kept < turns:
+        end = len(messages) - 1 - 2 * kept
+        characters -= len(messages[end - 2].content) + len(messages[end - 1].content)
+        if characters < 0:
+            break
+        kept += 1
+    return kept

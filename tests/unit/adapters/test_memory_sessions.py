@@ -1,15 +1,41 @@
-"""What ``MemorySessionStore`` does beyond its port's contract: it forgets."""
+"""What ``MemorySessionStore`` does: what every store does, and it keeps no more than so many."""
 
 from __future__ import annotations
 
 import pytest
 
-from contracts import make_turn
 from fakes import FakeClock
 from inferapi.adapters import memory_sessions
 from inferapi.adapters.memory_sessions import MemorySessionStore
-from inferapi.domain.chat import Session, Turn
+from inferapi.domain.chat import SessionRef
 from inferapi.domain.errors import HistoryNotSaved
+from session_contract import S1, SessionStoreContract, adding, must_begin, write
+from session_list_contract import SessionExpiryContract, SessionListContract
+
+
+class OnMemory:
+    @pytest.fixture
+    def clock(self):
+        return FakeClock()
+
+    @pytest.fixture
+    def store(self, clock):
+        return MemorySessionStore(clock, self.TTL_S)
+
+    async def pass_time(self, clock, duration_s):
+        await clock.advance(duration_s)
+
+
+class TestMemorySessions(OnMemory, SessionStoreContract):
+    pass
+
+
+class TestMemoryLists(OnMemory, SessionListContract):
+    pass
+
+
+class TestMemoryExpiry(OnMemory, SessionExpiryContract):
+    pass
 
 
 @pytest.fixture
@@ -18,48 +44,33 @@ def clock():
 
 
 @pytest.fixture
-def store(clock):
+def small_store(clock, monkeypatch):
+    monkeypatch.setattr(memory_sessions, "MAX_SESSIONS", 3)
     return MemorySessionStore(clock, ttl_s=100.0)
 
 
-async def test_a_session_is_forgotten_so_long_after_its_last_use(store, clock):
-    await store.append(Session("s1", "Be brief."), make_turn())
-    await clock.advance(99)
-    assert await store.get("s1") is not None
-    await clock.advance(99)
-    assert await store.get("s1") is not None
-    await clock.advance(100)
-    assert await store.get("s1") is None
-    assert await store.delete("s1") is False
+async def test_beyond_the_bound_the_least_recently_used_session_goes(small_store, clock):
+    refs = [SessionRef("", name) for name in "abcd"]
+    for ref in refs[:3]:
+        await write(small_store, ref, adding(), clock.wall_s())
+    await must_begin(small_store, refs[0], "a")
+    await write(small_store, refs[3], adding(), clock.wall_s())
+    assert [await small_store.get(ref) is not None for ref in refs] == [True, False, True, True]
 
 
-async def test_a_turn_keeps_its_session_alive(store, clock):
-    session = await store.append(Session("s1", "Be brief."), make_turn(1))
-    await clock.advance(99)
-    await store.append(session, make_turn(2))
-    await clock.advance(99)
-    assert (await store.get("s1")).version == 2
-
-
-async def test_each_session_is_forgotten_at_its_own_time(store, clock):
-    await store.append(Session("s1", "Be brief."), make_turn())
-    await clock.advance(50)
-    await store.append(Session("s2", "Be brief."), make_turn())
-    await clock.advance(50)
-    assert (await store.get("s1"), (await store.get("s2")).version) == (None, 1)
-
-
-async def test_a_session_that_expired_while_it_was_answered_is_not_stored_in_part(store, clock):
-    session = await store.append(Session("s1", "Be brief."), make_turn(1))
-    await clock.advance(100)
+async def test_a_session_that_had_to_go_during_its_turn_is_not_stored_in_part(small_store, clock):
+    stored = await write(small_store, S1, adding(1), clock.wall_s())
+    opened = await must_begin(small_store, S1)
+    for name in "abc":
+        await write(small_store, SessionRef("", name), adding(), clock.wall_s())
     with pytest.raises(HistoryNotSaved):
-        await store.append(session, make_turn(2))
-    assert await store.get("s1") is None
+        await small_store.commit(opened.lease, stored, adding(2), clock.wall_s())
+    assert await small_store.get(S1) is None
 
 
-async def test_a_full_session_takes_no_more_turns(store):
-    turns: tuple[Turn, ...] = (make_turn(),) * memory_sessions.MAX_TURNS
-    full = Session("s1", "Be brief.", turns, 0)
-    with pytest.raises(HistoryNotSaved) as caught:
-        await store.append(full, make_turn())
-    assert str(memory_sessions.MAX_TURNS) in caught.value.message
+async def test_leases_that_ran_out_leave_nothing_behind(small_store, clock):
+    for number in range(10):
+        await must_begin(small_store, SessionRef("", str(number)), lease_s=5.0)
+    await clock.advance(5)
+    await must_begin(small_store, S1)
+    assert list(small_store._leases) == [S1]

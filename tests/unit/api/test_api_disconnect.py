@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from fakes import settle
+from inferapi.domain.chat import SessionRef
+from turn_actors import can_enter
 
 BODIES = [
     ("/infer", {"text": "Hi"}),
@@ -27,7 +29,7 @@ async def test_a_running_answer_ends_with_its_client(stage, call, path, body):
     assert (stage.engine.in_flight, stage.engine.cancelled) == (0, 1)
     assert request.task.done()
     assert [line.in_flight for line in stage.lifecycle.status()] == [0]
-    assert await stage.sessions.get("s1") is None
+    assert await stage.store.get(SessionRef("", "s1")) is None
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)
@@ -71,7 +73,7 @@ async def test_a_turn_that_waits_for_another_ends_with_its_client(stage, call):
     stage.engine.gate.open()
     await first.task
     assert (first.status, second.task.done()) == (200, True)
-    assert len((await stage.sessions.get("s1")).turns) == 1
+    assert len((await stage.store.get(SessionRef("", "s1"))).turns) == 1
 
 
 async def test_a_load_goes_on_without_its_client(stage, call):
@@ -84,3 +86,27 @@ async def test_a_load_goes_on_without_its_client(stage, call):
     stage.launcher.gate.open()
     await settle()
     assert (stage.launcher.live, stage.lifecycle.current.name) == (["gpt2"], "gpt2")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_while_its_session_is_opened_leaves_it_free(stage, call, stream):
+    await stage.load()
+    stage.store.gates["begin"].hold()
+    request = call(stage.app(), "/chat", {"text": "Hi", "session_id": "s1", "stream": stream})
+    await settle()
+    await request.leave()
+    assert request.task.done()
+    stage.store.gates["begin"].open()
+    await settle()
+    assert (await can_enter(stage.elsewhere), stage.engine.requests) == (True, [])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_lets_the_next_turn_in_at_once(stage, call, stream):
+    await stage.load()
+    stage.engine.gate.hold()
+    request = call(stage.app(), "/chat", {"text": "Hi", "session_id": "s1", "stream": stream})
+    await settle()
+    assert await can_enter(stage.elsewhere) is False
+    await request.leave()
+    assert await can_enter(stage.elsewhere) is True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferapi.domain.chat import Message
+from inferapi.domain.chat import Message, SessionRef
 from inferapi.domain.errors import OutOfMemory
 from inferapi.domain.generation import Prompt, SamplingParams
 
@@ -75,7 +75,7 @@ async def test_infer_takes_the_manuals_example(client, stage):
     assert answer.json() == {"input": "Hello, how are you?", "result": "Hello there"}
     (request,) = stage.engine.requests
     assert request.affinity == "12345"
-    assert await stage.sessions.get("12345") is None
+    assert await stage.store.get(SessionRef("", "12345")) is None
 
 
 async def test_only_text_is_required_and_the_rest_has_the_manuals_defaults(client, stage):
@@ -132,7 +132,13 @@ async def test_details_are_added_when_asked(client):
         "result": "Hello there",
         "details": {
             "finish_reason": "stop",
-            "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4, "dropped_turns": 0},
+            "usage": {
+                "prompt_tokens": 2,
+                "completion_tokens": 2,
+                "total_tokens": 4,
+                "dropped_turns": 0,
+                "cached_tokens": 0,
+            },
             "timings": {
                 "queue_s": 0.25,
                 "time_to_first_token_s": 0.5,

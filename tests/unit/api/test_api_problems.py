@@ -38,10 +38,13 @@ CONTRACT = {  # design: the table of errors
     "GenerationTimeout": 504,
     "SessionBusy": 409,
     "SessionNotFound": 404,
+    "SessionExists": 409,
     "SessionStoreUnavailable": 503,
     "OutOfMemory": 503,
     "ModelCrashed": 503,
     "ShuttingDown": 503,
+    "Unauthenticated": 401,
+    "InsufficientScope": 403,
 }
 RETRY_LATER = {
     "HubUnavailable",
@@ -51,7 +54,7 @@ RETRY_LATER = {
     "SessionBusy",
     "ShuttingDown",
 }
-DO_NOT_RETRY = {"InsufficientStorage", "GenerationTimeout"}
+DO_NOT_RETRY = {"InsufficientStorage", "GenerationTimeout", "SessionExists", "HistoryNotSaved"}
 
 
 def make(leaf: type[InferapiError]) -> InferapiError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fakes import GIB, settle
+from inferapi.domain.errors import SessionStoreUnavailable
 from inferapi.domain.model import ModelRef
 
 LINE = {
@@ -91,6 +92,25 @@ async def test_it_is_alive_and_ready(client):
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 
 
+async def test_it_is_ready_but_degraded_while_the_session_store_is_away(client, stage):
+    stage.store.errors["ping"] = SessionStoreUnavailable()
+    live, ready = await client.get("/health/live"), await client.get("/health/ready")
+    assert (live.status_code, ready.status_code, ready.json()) == (200, 200, {"status": "degraded"})
+    del stage.store.errors["ping"]
+    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+async def test_it_does_not_wait_for_a_session_store_that_hangs(client, stage, loop_time):
+    stage.store.gates["ping"].hold()
+    asking = asyncio.create_task(client.get("/health/ready"))
+    await loop_time(0.2)
+    assert not asking.done()
+    await loop_time(0.1)
+    ready = await asking
+    assert (ready.status_code, ready.json()) == (200, {"status": "degraded"})
+    assert stage.store.gates["ping"].waiting == 0
+
+
 async def test_it_is_alive_but_not_ready_while_the_model_named_at_start_loads(make_stage, client_of):
     stage = await make_stage(start=False, preload=ModelRef("gpt2"))
     stage.launcher.gate.hold()
@@ -125,6 +145,16 @@ async def test_it_is_alive_but_not_ready_while_it_drains(client, stage):
     assert "retry-after" in refused.headers
     stage.engine.gate.open()
     await asyncio.gather(running, closing)
+
+
+async def test_the_session_store_is_not_asked_while_it_is_not_ready_anyway(make_stage, client_of):
+    stage = await make_stage(start=False, preload=ModelRef("gpt2"))
+    stage.launcher.gate.hold()
+    app = stage.app()
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await client.get("/health/ready")
+        assert stage.store.calls == []
+        stage.launcher.gate.open()
 
 
 async def test_the_lifespan_ends_every_engine(make_stage):

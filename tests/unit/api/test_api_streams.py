@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from fakes import settle
-from inferapi.domain.errors import HistoryNotSaved, OutOfMemory, QueueFull
+from inferapi.domain.errors import HistoryNotSaved, OutOfMemory, QueueFull, SessionStoreUnavailable
+from turn_actors import running
 
 DONE = "[DONE]"
 
@@ -84,7 +86,7 @@ async def test_an_unforeseen_error_in_a_stream_is_told_as_one_of_ours(client, st
 
 
 async def test_a_turn_that_could_not_be_stored_ends_its_stream_with_the_error(client, stage):
-    stage.sessions.errors["append"] = HistoryNotSaved(problem="it is full")
+    stage.store.errors["commit"] = HistoryNotSaved(problem="it is full")
     answer = await client.post("/chat", json={"text": "Hi", "session_id": "s1", "stream": True})
     assert [next(iter(event)) for event in events(answer.text)] == ["delta", "delta", "error"]
     assert events(answer.text)[-1]["error"]["code"] == "history_not_saved"
@@ -143,3 +145,34 @@ async def test_a_stream_whose_model_is_still_loading_pings_until_it_speaks(make_
     stage.launcher.gate.open()
     await request.task
     assert events(request.body.decode())[-1] == DONE
+
+
+async def test_a_stream_whose_session_was_deleted_ends_with_an_error_and_without_done(client, stage):
+    stage.engine.gate.hold()
+    asking = asyncio.create_task(client.post("/chat", json={"text": "Hi", "session_id": "s1", "stream": True}))
+    await settle()
+    await client.delete("/sessions/s1")
+    stage.engine.gate.open()
+    *deltas, error = events((await asking).text)
+    assert deltas == [{"delta": "Hello"}, {"delta": " there"}]
+    assert (list(error), error["error"]["code"]) == (["error"], "history_not_saved")
+
+
+async def test_a_stream_whose_session_went_to_somebody_else_ends_with_an_error_and_without_done(client, stage):
+    stage.engine.gate.hold()
+    stage.store.errors["renew"] = SessionStoreUnavailable()
+    asking = asyncio.create_task(client.post("/chat", json={"text": "Hi", "session_id": "s1", "stream": True}))
+    await stage.clock.advance(8)
+    async with running(stage.elsewhere):
+        stage.engine.gate.open()
+        told = events((await asking).text)
+    assert told[-1]["error"]["code"] == "history_not_saved"
+    assert DONE not in told
+
+
+async def test_a_stream_that_waits_for_its_session_for_too_long_keeps_its_status(client, stage):
+    async with running(stage.elsewhere):
+        asking = asyncio.create_task(client.post("/chat", json={"text": "Hi", "session_id": "s1", "stream": True}))
+        await stage.clock.advance(10)
+        answer = await asking
+    assert (answer.status_code, answer.json()["code"]) == (409, "session_busy")

@@ -106,3 +106,11 @@ async def test_a_full_queue_is_the_error_of_the_newest_request_alone(make_stage)
         await stage.infer()
     stage.engine.gate.open()
     assert [answered.text for answered in await asyncio.gather(running, queued)] == ["Hello there"] * 2
+
+
+async def test_the_engine_is_told_whose_request_it_is(stage):
+    await stage.load()
+    for owner in ("ann", ""):
+        async with aclosing(stage.inference.infer(Prompt(text="Hi"), GREEDY, owner=owner)) as items:
+            [item async for item in items]
+    assert [request.salt for request in stage.engine.requests] == ["ann", ""]

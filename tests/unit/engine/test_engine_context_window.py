@@ -1,12 +1,15 @@
 """What fits the context window, and which turns go when not all do."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from inferapi.domain.chat import Message
 from inferapi.domain.errors import ContextWindowExceeded
 from inferapi.domain.generation import Prompt, SamplingParams
+from inferapi.engine import prompt_encoder
 from inferapi.engine.prompt_encoder import PromptEncoder
 
 SYSTEM = Message("system", "S" * 10)
@@ -26,11 +29,12 @@ def tokenizer(byte_tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
 
 
 class CountingTokenizer:
-    """A tokenizer that counts how often it renders a conversation."""
+    """A tokenizer that counts how often it renders a conversation, and how much of it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self.renderings = 0
+        self.rendered_messages = 0
 
     def __getattr__(self, name: str):
         return getattr(self._tokenizer, name)
@@ -38,9 +42,10 @@ class CountingTokenizer:
     def __call__(self, *args, **kwargs):
         return self._tokenizer(*args, **kwargs)
 
-    def apply_chat_template(self, *args, **kwargs):
+    def apply_chat_template(self, messages, **kwargs):
         self.renderings += 1
-        return self._tokenizer.apply_chat_template(*args, **kwargs)
+        self.rendered_messages += len(messages)
+        return self._tokenizer.apply_chat_template(messages, **kwargs)
 
 
 def encode(tokenizer, window: int, messages: tuple[Message, ...], new: int, *, drop: bool) -> tuple[str, int]:
@@ -100,3 +105,37 @@ def test_system_prompt_and_question_are_never_dropped(tokenizer) -> None:
         encode(tokenizer, 100, CHAT, 81, drop=True)
 
     assert refusal.value.facts == {"prompt_tokens": 20, "max_new_tokens": 81, "context_window_tokens": 100}
+
+
+@pytest.mark.parametrize("characters_per_token", [0, 1, 1000])
+@given(lengths=st.lists(st.integers(1, 60), max_size=30), room=st.integers(25, 400))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_as_many_of_the_newest_turns_stay_as_fit_however_good_the_first_guess(
+    tokenizer, characters_per_token: int, lengths: list[int], room: int
+) -> None:
+    turns = tuple(
+        message
+        for number, length in enumerate(lengths)
+        for message in (Message("user", chr(65 + number) * length), Message("assistant", "a"))
+    )
+    fitting = [
+        kept for kept in range(len(lengths) + 1) if 20 + sum(n + 1 for n in lengths[len(lengths) - kept :]) <= room
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt_encoder, "_CHARACTERS_PER_TOKEN", characters_per_token)
+
+        text, dropped = encode(tokenizer, room, (SYSTEM, *turns, QUESTION), 0, drop=True)
+
+    assert dropped == len(lengths) - max(fitting)
+    assert text == text_of(SYSTEM, *turns[2 * dropped :], QUESTION)
+
+
+def test_what_is_far_too_old_is_not_even_encoded(tokenizer) -> None:
+    turns = tuple(m for _ in range(5000) for m in (Message("user", "u" * 50), Message("assistant", "a" * 50)))
+    prompt = Prompt(messages=(SYSTEM, *turns, QUESTION), drop_oldest_turns=True)
+    counting = CountingTokenizer(tokenizer)
+
+    _, dropped = PromptEncoder(counting, 1000).encode(prompt, SamplingParams(max_new_tokens=10))
+
+    assert dropped == 4991
+    assert counting.rendered_messages < 1000
