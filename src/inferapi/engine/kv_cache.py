@@ -58,6 +58,15 @@ class KvCache:
         self.keys[layer][blocks, :, offsets] = keys
         self.values[layer][blocks, :, offsets] = values
 
+    def move(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, ``(source, target)`` each, as if all at once: a target may be another one's source."""
+        self._used[[target for _, target in moves]] = True
+        devices = {tensor.device for tensor in self.keys}
+        blocks = {device: torch.tensor(moves, device=device).unbind(1) for device in devices}
+        for tensor in (*self.keys, *self.values):
+            sources, targets = blocks[tensor.device]
+            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+
     def clean(self, blocks: Sequence[int]) -> None:
         """Zero blocks that an earlier request left something in.
 

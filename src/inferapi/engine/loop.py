@@ -124,7 +124,7 @@ class EngineLoop:
         for segment in segments:
             request = segment.request
             samples = segment.samples
-            request.num_computed_tokens += segment.length
+            self._scheduler.advance(segment)
             if samples:
                 chunk = self._accept(request, next(tokens))
                 if chunk.text or chunk.finish:
@@ -155,16 +155,20 @@ class EngineLoop:
 
     def _fail(self, plan: Plan) -> list[Output]:
         """Give up the requests whose pass found no memory: the newest prompts, or else all of it."""
-        victims = plan.prefills or plan.decodes
-        for segment in victims:
-            self._drop(segment.request)
+        victims = [segment.request for segment in plan.prefills or plan.decodes]
+        self._scheduler.give_up(victims)
+        for request in victims:
+            self._release(request)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return [Output(segment.request.request_id, OutOfMemory()) for segment in victims]
+        return [Output(request.request_id, OutOfMemory()) for request in victims]
 
     def _drop(self, request: Request) -> None:
-        del self._requests[request.request_id]
         self._scheduler.remove(request)
+        self._release(request)
+
+    def _release(self, request: Request) -> None:
+        del self._requests[request.request_id]
         self._runner.release(request)
 
 

@@ -52,6 +52,8 @@ class BatchedRunner:
             if segment.samples:
                 last.append(len(tokens) - 1)
             fresh += _blocks_begun(segment.request.blocks, segment.start, end)
+        for moves in plan.moves:
+            self._cache.move(moves)
         self._cache.clean(fresh)
         self._attention.begin(plan)
         output = self._model(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from inferapi.domain.generation import FinishReason, SamplingParams, Timings, Usage
+from inferapi.engine.prefix_cache import block_digest, salt_digest
 
 
 class Phase(StrEnum):
@@ -24,7 +26,9 @@ class Request:
 
     Attributes:
         tokens: the prompt's token ids, then the generated ones.
+        salt: whose request it is; keys and values are reused within one salt only.
         num_computed_tokens: how many leading ``tokens`` have their keys and values in the cache.
+        num_cached_tokens: how many of them were there already when the request began.
         slot: the place in the batch while running.
         blocks: the KV blocks that hold the computed tokens, in order.
         reserved_blocks: blocks that are promised to this request, taken or not.
@@ -37,7 +41,9 @@ class Request:
     sampling: SamplingParams
     arrived_s: float
     dropped_turns: int = 0
+    salt: str = ""
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
     slot: int | None = None
     blocks: list[int] = field(default_factory=list)
     reserved_blocks: int = 0
@@ -45,6 +51,7 @@ class Request:
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     random: random.Random = field(init=False)
+    _digests: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.sampling.seed)  # noqa: S311 - sampling, not a secret
@@ -75,7 +82,18 @@ class Request:
 
     def usage(self) -> Usage:
         """Tokens counted so far."""
-        return Usage(self.num_prompt_tokens, self.num_completion_tokens, self.dropped_turns)
+        return Usage(
+            self.num_prompt_tokens, self.num_completion_tokens, self.dropped_turns, cached_tokens=self.num_cached_tokens
+        )
+
+    def digests(self, block_tokens: int, first: int, last: int) -> Iterator[bytes]:
+        """What the full blocks ``first`` to before ``last`` are known by; made when asked for, and then kept."""
+        for nth in range(first, last):
+            while len(self._digests) <= nth:
+                parent = self._digests[-1] if self._digests else salt_digest(self.salt)
+                start = len(self._digests) * block_tokens
+                self._digests.append(block_digest(parent, self.tokens[start : start + block_tokens]))
+            yield self._digests[nth]
 
     def timings(self, now_s: float) -> Timings:
         """Where the time went, up to ``now_s``."""

@@ -8,10 +8,11 @@ Pure Python: the tests drive it without a model.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inferapi.domain.errors import QueueFull
-from inferapi.engine.block_pool import BlockPool
+from inferapi.engine.block_pool import BlockPool, Moves
 from inferapi.engine.request import Phase, Request
 
 
@@ -31,10 +32,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One forward pass: one token each for the decodes, then chunks of prompts."""
+    """One forward pass: one token each for the decodes, then chunks of prompts.
+
+    ``moves``: KV blocks to copy before it, one after the other.
+    """
 
     decodes: tuple[Segment, ...]
     prefills: tuple[Segment, ...]
+    moves: tuple[Moves, ...] = ()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -110,20 +115,48 @@ class Scheduler:
         )
         budget = self._chunk_tokens if decodes else self._idle_chunk_tokens
         prefills = []
+        moves: list[Moves] = []
         for request in self._running:
             if budget and request.phase is Phase.PREFILL:
+                if not request.blocks:
+                    moves.append(self._adopt_blocks(request))
                 length = min(budget, request.num_uncomputed_tokens)
                 prefills.append(Segment(request, request.num_computed_tokens, length))
                 budget -= length
         if not decodes and not prefills:
             return None
-        plan = Plan(decodes, tuple(prefills))
-        for segment in plan.segments:
+        for segment in (*decodes, *prefills):
             self._take_blocks(segment)
-        return plan
+        if self._pool is not None:
+            moves.append(self._pool.collect_moves())
+        return Plan(decodes, tuple(prefills), tuple(batch for batch in moves if batch))
+
+    def advance(self, segment: Segment) -> None:
+        """A segment of the last plan was computed; blocks that it filled serve later prompts from now on."""
+        request = segment.request
+        request.num_computed_tokens += segment.length
+        if self._pool is not None:
+            first, last = segment.start // self._pool.block_tokens, self._num_full_blocks(request)
+            digests = request.digests(self._pool.block_tokens, first, last)
+            for block, digest in zip(request.blocks[first:last], digests, strict=True):
+                self._pool.register(block, digest)
+
+    def give_up(self, requests: Sequence[Request]) -> None:
+        """The last plan was not computed, or in part: take these requests out of the batch.
+
+        Its moves may not have been made, so what was kept for later prompts is forgotten. The requests that go on
+        hold only what was in its place before: none of them began in that plan.
+        """
+        for request in requests:
+            self.remove(request)
+        if self._pool is not None:
+            self._pool.forget()
 
     def remove(self, request: Request) -> None:
-        """Take a finished or cancelled request out of the batch or the queue, and its memory back."""
+        """Take a finished or cancelled request out of the batch or the queue, and its memory back.
+
+        Its full blocks serve later prompts until they are needed for something else.
+        """
         if request.slot is None:
             self._waiting.remove(request)
             return
@@ -131,7 +164,8 @@ class Scheduler:
         self._free_slots.append(request.slot)
         request.slot = None
         if self._pool is not None:
-            self._pool.give_back(request.blocks, reserved=request.reserved_blocks)
+            digests = tuple(request.digests(self._pool.block_tokens, 0, self._num_full_blocks(request)))
+            self._pool.give_back(request.blocks, digests, reserved=request.reserved_blocks)
             request.blocks, request.reserved_blocks = [], 0
 
     def _admit(self, now_s: float) -> None:
@@ -149,6 +183,21 @@ class Scheduler:
             request.slot = self._free_slots.pop()
             request.admitted_s = now_s
             self._running.append(request)
+
+    def _num_full_blocks(self, request: Request) -> int:
+        """Blocks that are computed to their last token, and so will not change."""
+        return request.num_computed_tokens // self._pool.block_tokens if self._pool is not None else 0
+
+    def _adopt_blocks(self, request: Request) -> Moves:
+        """Begin a prompt where an earlier one with the same beginning left off, if there was one."""
+        if self._pool is None:
+            return ()
+        # One token at the least is computed: the next one follows from its logits.
+        most = (request.num_prompt_tokens - 1) // self._pool.block_tokens
+        request.blocks = self._pool.adopt(request.digests(self._pool.block_tokens, 0, most))
+        request.num_cached_tokens = len(request.blocks) * self._pool.block_tokens
+        request.num_computed_tokens = request.num_cached_tokens
+        return self._pool.collect_moves()
 
     def _take_blocks(self, segment: Segment) -> None:
         if self._pool is None:

@@ -93,6 +93,7 @@ class PromptThread:
             sampling=replace(request.sampling, stop=stop) if stop else request.sampling,
             arrived_s=request.arrived_s,
             dropped_turns=dropped_turns,
+            salt=request.salt,
         )
 
     def _encode(self, message: Generate) -> tuple[list[int], int]:

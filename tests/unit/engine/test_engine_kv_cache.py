@@ -52,6 +52,27 @@ def test_blocks_used_before_are_clean_when_they_begin_again(cache: KvCache) -> N
         assert not tensor[1:].any()
 
 
+def test_blocks_move_all_at_once_in_every_layer(cache: KvCache) -> None:
+    for tensor in (*cache.keys, *cache.values):
+        tensor.copy_(torch.arange(5.0).view(5, 1, 1, 1).expand_as(tensor))
+
+    cache.move(((0, 3), (3, 0), (0, 4)))
+
+    for tensor in (*cache.keys, *cache.values):
+        assert tensor.amin((1, 2, 3)).tolist() == tensor.amax((1, 2, 3)).tolist() == [3, 1, 2, 0, 0]
+
+
+def test_a_block_that_something_moved_to_is_cleaned_when_it_begins_again(cache: KvCache) -> None:
+    cache.clean([0])
+    cache.keys[0][0] = 7.0
+    cache.move(((0, 4),))
+
+    cache.clean([4])
+
+    assert (cache.keys[0][0] == 7).all()
+    assert not cache.keys[0][4].any()
+
+
 def test_tokens_are_written_in_order_of_the_plan(new_request) -> None:
     decode = decoding(new_request(0), [3, 1], BLOCK_TOKENS + 2)
     prompt = new_request(1)

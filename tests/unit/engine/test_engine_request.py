@@ -30,13 +30,27 @@ def test_a_prompt_of_one_token_is_a_prefill(new_request) -> None:
 
 def test_tokens_are_counted_by_where_they_came_from(new_request) -> None:
     request = new_request(prompt=[5, 6, 7], max_new_tokens=9)
-    request.dropped_turns = 2
+    request.dropped_turns, request.num_cached_tokens = 2, 1
     request.tokens += [8, 9]
 
     assert request.num_completion_tokens == 2
     assert request.max_tokens == 12
-    assert request.usage() == Usage(prompt_tokens=3, completion_tokens=2, dropped_turns=2)
+    assert request.usage() == Usage(prompt_tokens=3, completion_tokens=2, dropped_turns=2, cached_tokens=1)
     assert request.usage().total_tokens == 5
+
+
+def test_digests_follow_from_the_salt_and_every_token_before(new_request) -> None:
+    one, same, other_salt, other_end = (new_request(prompt=range(9)) for _ in range(4))
+    other_salt.salt = "ann"
+    other_end.tokens[7] = 99
+
+    digests = [list(request.digests(4, 0, 2)) for request in (one, same, other_salt, other_end)]
+
+    assert digests[1] == digests[0]
+    assert digests[2][0] != digests[0][0]
+    assert digests[3][0] == digests[0][0]
+    assert digests[3][1] != digests[0][1]
+    assert list(one.digests(4, 1, 2)) == digests[0][1:]
 
 
 def test_timings_count_from_arrival() -> None:
