@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from inferapi.domain.errors import InvalidRequest
 from inferapi.domain.generation import Finish, SamplingParams
@@ -48,6 +48,12 @@ class SamplingPolicy:
     temperature: float
 
 
+def _few_strings(stop: Any) -> Any:
+    if isinstance(stop, list) and len(stop) > MAX_STOP_STRINGS:  # before half a million of them are looked at
+        raise ValueError(f"at most {MAX_STOP_STRINGS} strings")
+    return stop
+
+
 class SamplingBody(Body):
     """How to choose tokens, and what to answer with."""
 
@@ -58,7 +64,9 @@ class SamplingBody(Body):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=MAX_TOKEN_COUNT, description="0 keeps all tokens.")
     min_p: float = Field(0.0, ge=0, le=1)
-    stop: list[StopString] | StopString | None = Field(None, description="Up to 16 strings that end the answer.")
+    stop: Annotated[list[StopString] | StopString | None, BeforeValidator(_few_strings)] = Field(
+        None, description="Up to 16 strings that end the answer."
+    )
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     min_new_tokens: int = Field(0, ge=0, le=MAX_TOKEN_COUNT)
     ignore_eos: bool = False
@@ -87,8 +95,6 @@ class SamplingBody(Body):
         if self.min_new_tokens > max_new_tokens:
             raise InvalidRequest(problem="min_new_tokens: more than max_new_tokens")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if len(stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest(problem=f"stop: at most {MAX_STOP_STRINGS} strings")
         return SamplingParams(
             max_new_tokens=max_new_tokens,
             temperature=policy.temperature if self.temperature is None else self.temperature,

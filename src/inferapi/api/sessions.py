@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, FailFast, Field, StringConstraints
 from starlette.responses import Response
 
 from inferapi.api.auth import Access, owner_of
@@ -95,7 +95,8 @@ class SessionExport(Body):
     session_id: SessionId | None = Field(None, description="Default: one that nobody can guess.")
     system_prompt: SystemPrompt
     created_at: Moment | None = Field(None, description="When it began where it came from; not kept.")
-    turns: list[ExportedTurn] = Field(max_length=_MOST_TURNS)
+    # One error is enough: a hundred thousand of them would take seconds to collect, on the event loop.
+    turns: Annotated[list[ExportedTurn], FailFast()] = Field(max_length=_MOST_TURNS)
 
 
 def sessions_router(sessions: Sessions, access: Access) -> APIRouter:

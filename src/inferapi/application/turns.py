@@ -27,6 +27,7 @@ class _Gate:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
+    failed_s: float | None = None  # when the store last did not answer one of them
 
 
 class HeldTurn:
@@ -39,6 +40,7 @@ class HeldTurn:
         self.session = opened.session
         self.system_prompt = opened.system_prompt
         self.is_over = False
+        self.is_unknown = False  # the store did not say whether it was written
 
     async def commit(self, before: Session, change: SessionChange) -> Session:
         """Write, and let the next turn in.
@@ -49,6 +51,7 @@ class HeldTurn:
         try:
             after = await self._store.commit(self._lease, before, change, self._clock.wall_s())
         except SessionStoreUnavailable as error:
+            self.is_unknown = True
             raise HistoryNotSaved(problem="the session store does not answer") from error
         self.is_over = True
         return after
@@ -81,16 +84,25 @@ class TurnGate:
             SessionBusy: others had it for too long.
             SessionStoreUnavailable, SessionUnreadable: as the store has it.
         """
-        deadline_s = self._clock.monotonic_s() + self._wait_s
-        async with self._pass_gate(ref):
+        arrived_s = self._clock.monotonic_s()
+        async with self._pass_gate(ref) as gate:
+            if gate.failed_s is not None and arrived_s <= gate.failed_s:
+                raise SessionStoreUnavailable  # or those who wait would be told one after another
             holder = secrets.token_urlsafe(16)
-            held = HeldTurn(self._store, self._clock, await self._begin(ref, holder, deadline_s))
+            try:
+                opened = await self._begin(ref, holder, arrived_s + self._wait_s)
+            except SessionStoreUnavailable:
+                gate.failed_s = self._clock.monotonic_s()
+                raise
+            held = HeldTurn(self._store, self._clock, opened)
             renewing = asyncio.create_task(self._renew(held))
             try:
                 yield held
             finally:
                 renewing.cancel()
-                if not held.is_over:
+                if held.is_unknown:
+                    self._clean_up(ref, holder)  # the client need not wait for a store that is away
+                elif not held.is_over:
                     await self._end(ref, holder)
 
     async def aclose(self) -> None:
@@ -100,7 +112,7 @@ class TurnGate:
         await asyncio.gather(*self._cleanups, return_exceptions=True)
 
     @asynccontextmanager
-    async def _pass_gate(self, ref: SessionRef) -> AsyncIterator[None]:
+    async def _pass_gate(self, ref: SessionRef) -> AsyncIterator[_Gate]:
         gate = self._gates.setdefault(ref, _Gate())
         gate.users += 1
         try:
@@ -110,7 +122,7 @@ class TurnGate:
             except TimeoutError as error:
                 raise SessionBusy from error
             try:
-                yield
+                yield gate
             finally:
                 gate.lock.release()
         finally:
