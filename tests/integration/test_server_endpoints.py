@@ -126,7 +126,8 @@ def test_details_count_tokens_and_say_how_it_ended(server):
     details = answer["details"]
     assert set(details) == {"finish_reason", "usage", "timings", "model"}
     assert (details["finish_reason"], details["model"]) == ("length", DEMO)
-    assert details["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, "dropped_turns": 0}
+    counts = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, "dropped_turns": 0, "cached_tokens": 0}
+    assert details["usage"] == counts
     assert set(details["timings"]) == {"queue_s", "time_to_first_token_s", "inter_token_latency_s", "total_s"}
     assert details["timings"]["queue_s"] <= details["timings"]["time_to_first_token_s"] <= details["timings"]["total_s"]
 
