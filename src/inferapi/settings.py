@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         10.0, description="A request waits so long for busy models to make room; then they take no new requests."
     )
     drain_timeout_s: Seconds = Field(30.0, description="How long running requests may finish before an unload.")
-    session_wait_s: Seconds = Field(10.0, description="How long a turn waits for an earlier one.")
+    session_wait_s: Seconds = Field(9.0, description="How long a turn waits for an earlier one.")
     session_lease_s: Seconds = Field(
         8.0, ge=1, description="How long a session stays taken after the process that answered in it died."
     )

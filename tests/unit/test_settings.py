@@ -18,7 +18,7 @@ def test_the_defaults_are_those_of_the_manual():
     assert (settings.max_resident_models, settings.inactivity_threshold_s) == (1, 300)
     assert (settings.session_ttl_s, settings.system_prompt) == (604_800, "You are a helpful assistant.")
     assert (settings.session_max_turns, settings.session_max_bytes) == (1000, 4_194_304)
-    assert (settings.session_wait_s, settings.session_lease_s, settings.api_keys) == (10.0, 8.0, ())
+    assert (settings.session_wait_s, settings.session_lease_s, settings.api_keys) == (9.0, 8.0, ())
     assert (settings.max_batch, settings.max_queue, settings.max_new_tokens) == (32, 64, 4096)
     assert (settings.max_body_bytes, settings.request_timeout_s, settings.drain_timeout_s) == (1_048_576, 300.0, 30.0)
     assert (settings.allow_anonymous, settings.log_level) == (False, "info")

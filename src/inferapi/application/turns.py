@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.02, 0.25
 _CLEANUP_POLL_S = 1.0
+_CLEANUP_S = 120.0  # a store that stood still gives the lease when it goes on, for its full time
 _RENEWALS = 4  # in the time of a lease: a renewal that fails leaves time for the next
 
 
@@ -189,7 +190,7 @@ class TurnGate:
             await asyncio.wait({beginning})
             if not beginning.cancelled() and beginning.exception() is None and beginning.result() is None:
                 return
-        until_s = self._clock.monotonic_s() + self._lease_s
+        until_s = self._clock.monotonic_s() + _CLEANUP_S
         while self._clock.monotonic_s() < until_s:
             try:
                 await self._store.end(ref, holder)

@@ -102,10 +102,14 @@ async def test_a_lease_that_may_have_been_given_is_given_back_once_the_store_is_
     assert await can_enter(stage.elsewhere) is True
 
 
-async def test_a_store_that_stays_away_is_left_alone_after_the_time_of_a_lease(stage):
+async def test_a_store_that_stays_away_is_left_alone_after_two_minutes(stage):
     stage.store.errors["end"] = AWAY
     await end_one(stage.turns)
-    await stage.clock.advance(8)
+    await stage.clock.advance(100)
+    stage.store.calls.clear()
+    await stage.clock.advance(10)
+    assert "end" in stage.store.calls
+    await stage.clock.advance(10)
     stage.store.calls.clear()
     await stage.clock.advance(60)
     assert stage.store.calls == []
@@ -118,3 +122,16 @@ async def test_what_is_cleaned_up_ends_with_the_gate(stage):
     stage.store.calls.clear()
     await stage.clock.advance(60)
     assert stage.store.calls == []
+
+
+async def test_all_who_wait_for_a_session_are_told_together_that_the_store_is_away(stage):
+    gate = stage.store.gates["begin"]
+    gate.hold()
+    stage.store.errors["begin"] = AWAY
+    waiting = [asyncio.create_task(end_one(stage.turns)) for _ in range(6)]
+    await settle()
+    assert stage.store.calls.count("begin") == 1
+    gate.open()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(result) for result in results} == {SessionStoreUnavailable}
+    assert stage.store.calls.count("begin") == 1
