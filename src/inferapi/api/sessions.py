@@ -114,10 +114,11 @@ def sessions_router(sessions: Sessions, access: Access) -> APIRouter:
         return {"sessions": [_summary(one) for one in found.sessions], "next_cursor": found.next_cursor}
 
     @router.post(IMPORT_PATH, status_code=201)
-    async def import_session(body: SessionExport, request: Request) -> dict[str, Any]:
+    async def import_session(body: SessionExport, request: Request) -> Response:
         """Make a session of an export. Its id must be free."""
         ref = SessionRef(owner_of(request), body.session_id or new_session_id())
-        return _view(await sessions.restore(ref, body.system_prompt, [turn.turn() for turn in body.turns]))
+        session = await sessions.restore(ref, body.system_prompt, [turn.turn() for turn in body.turns])
+        return _json(_view(session), status=201)
 
     @router.get("/sessions/{session_id}")
     async def read(session_id: SessionId, request: Request) -> Response:
@@ -134,20 +135,20 @@ def sessions_router(sessions: Sessions, access: Access) -> APIRouter:
         """The session as a document to keep, or to import elsewhere."""
         session = await sessions.read(SessionRef(owner_of(request), session_id))
         name = f'attachment; filename="session-{session_id}.json"'
-        return _json(_export(session), {"Content-Disposition": name})
+        return _json(_export(session), headers={"Content-Disposition": name})
 
     @router.post("/sessions/{session_id}/fork", status_code=201)
-    async def fork(session_id: SessionId, request: Request, body: ForkBody | None = None) -> dict[str, Any]:
+    async def fork(session_id: SessionId, request: Request, body: ForkBody | None = None) -> Response:
         """A new session that begins as this one did."""
         body = body or ForkBody()
         ref = SessionRef(owner_of(request), session_id)
-        return _view(await sessions.fork(ref, body.turns, body.session_id))
+        return _json(_view(await sessions.fork(ref, body.turns, body.session_id)), status=201)
 
     @router.post("/sessions/{session_id}/rewind")
-    async def rewind(session_id: SessionId, request: Request, body: RewindBody | None = None) -> dict[str, Any]:
+    async def rewind(session_id: SessionId, request: Request, body: RewindBody | None = None) -> Response:
         """Drop the last turns, to say something else or to have it answered anew."""
         turns = (body or RewindBody()).turns
-        return _view(await sessions.rewind(SessionRef(owner_of(request), session_id), turns))
+        return _json(_view(await sessions.rewind(SessionRef(owner_of(request), session_id), turns)))
 
     return router
 
@@ -229,5 +230,5 @@ def _exported(turn: Turn) -> dict[str, Any]:
     }
 
 
-def _json(content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
+def _json(content: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
