@@ -341,7 +341,9 @@ class FakeEngineLauncher:
             raise
         if self.errors.get(spec.model):
             raise self.errors[spec.model].pop(0)
-        facts = make_facts(spec.model, dtype=spec.dtype, memory_bytes=self._memory_bytes)
+        facts = make_facts(
+            spec.model, dtype=spec.dtype, quantization=spec.quantization, memory_bytes=self._memory_bytes
+        )
         engine = ScriptedEngine(*self._words, facts=facts, max_batch=spec.max_batch, max_queue=spec.max_queue)
         self.engines.append(engine)
         return engine
@@ -431,10 +433,28 @@ def prompt_tokens(prompt: Prompt, dropped_turns: int = 0) -> int:
     return len((prompt.text or "").split()) + sum(len(message.content.split()) for message in messages)
 
 
+NO_COMPILER = "there is no compiler"
+
+
 def make_device(
-    *, total_bytes: int = 16 * GIB, free_bytes: int = 12 * GIB, bfloat16: bool = True, overhead_bytes: int = 160 * MIB
+    *,
+    total_bytes: int = 16 * GIB,
+    free_bytes: int = 12 * GIB,
+    bfloat16: bool = True,
+    overhead_bytes: int = 160 * MIB,
+    native_kernels: bool = False,
 ) -> Device:
-    return Device(DeviceKind.CPU, "fake", 1, total_bytes, free_bytes, bfloat16, overhead_bytes)
+    return Device(
+        DeviceKind.CPU,
+        "fake",
+        1,
+        total_bytes,
+        free_bytes,
+        bfloat16,
+        overhead_bytes,
+        native_kernels=native_kernels,
+        native_kernels_reason="" if native_kernels else NO_COMPILER,
+    )
 
 
 def make_profile(name: str = "gpt2", **changes: Any) -> ModelProfile:

@@ -18,6 +18,7 @@ from fakes import (
     FakeModelRepository,
     Gate,
     ScriptedEngine,
+    make_device,
     make_profile,
 )
 from inferapi.application.jobs import Listener
@@ -80,7 +81,7 @@ class World(logging.Handler):
         self.called_off: set[str] = set()
         self.crashed: list[ScriptedEngine] = []
         self.clock = FakeClock()
-        self.probe = FakeGpuProbe()
+        self.probe = FakeGpuProbe(make_device(native_kernels=True))
         self.models = FakeModelRepository(*(make_profile(name, commit=f"commit of {name}") for name in NAMES))
         self.launcher = WatchedLauncher(self)
         self.probe.taken = lambda: min(2 * GIB * len(self.launcher.live), self.probe.reading.free_bytes)
@@ -179,8 +180,8 @@ class World(logging.Handler):
     def launches(self, spec: EngineSpec) -> None:
         if self.launcher.launching:
             self.faults.append(f"{spec.model} is launched beside another launch")
-        there = [(resident.spec.model, resident.spec.dtype) for resident in self.fleet.residents]
-        if (spec.model, spec.dtype) in there:
+        there = [(one.spec.model, one.spec.dtype, one.spec.quantization) for one in self.fleet.residents]
+        if (spec.model, spec.dtype, spec.quantization) in there:
             self.faults.append(f"{spec.model} is launched while it is there")
         if len(there) >= self.policy.max_resident_models:
             self.faults.append(f"{spec.model} is launched without a place: {there}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fakes import GIB, MIB, make_device, make_profile
 from inferapi.application.memory_fit import Room, fit, kv_cache_bytes, working_bytes
-from inferapi.domain.model import LayerShape, LoadOptions
+from inferapi.domain.model import DeviceKind, LayerShape, LinearShape, LoadOptions
 
 SMOLLM2 = make_profile(
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -18,6 +20,12 @@ SMOLLM2 = make_profile(
     ties_output=True,
     attention_heads=9,
     matrix_shapes=5,
+    linears=(
+        LinearShape(576, 576, 60),
+        LinearShape(192, 576, 60),
+        LinearShape(1536, 576, 60),
+        LinearShape(576, 1536, 30),
+    ),
 )
 GPT2 = make_profile(
     "gpt2",
@@ -37,11 +45,15 @@ def room(available_bytes: int) -> Room:
     return Room(total_bytes=16 * GIB - RESERVE, available_bytes=available_bytes, reserve_bytes=RESERVE)
 
 
-def needs(profile, *, kv_tokens: int, options=AUTO, max_batch=32) -> int:
+def needs(profile, *, kv_tokens: int, options=AUTO, max_batch=32, device=None) -> int:
     """Room that the model fills to the last byte with a KV cache of that many tokens."""
-    report = fit(profile, options, DEVICE, room(16 * GIB), max_batch=max_batch)
-    working = working_bytes(profile, report.dtype, DEVICE.kind, max_batch=max_batch, kv_cache_tokens=kv_tokens)
+    device = device or DEVICE
+    report = fit(profile, options, device, room(16 * GIB), max_batch=max_batch)
+    asked = LoadOptions(report.dtype, report.quantization)
+    working = working_bytes(profile, asked, device, max_batch=max_batch, kv_cache_tokens=kv_tokens)
     return report.loaded_bytes + working + kv_cache_bytes(profile, report.dtype, kv_tokens)
 
 
 DEVICE = make_device()
+NATIVE = make_device(native_kernels=True)
+ON_GPU = replace(DEVICE, kind=DeviceKind.CUDA)

@@ -98,7 +98,7 @@ def make_policy(settings: Settings) -> LifecyclePolicy:
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         threads=settings.threads,
-        default_options=LoadOptions(dtype=settings.dtype),
+        default_options=LoadOptions(settings.dtype, settings.quantization),
         preload=ModelRef.parse(settings.model) if settings.model else None,
     )
 

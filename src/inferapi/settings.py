@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inferapi.application.policy import NEVER_S, checked_threshold_s
+from inferapi.domain.model import Quantization
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -70,6 +71,9 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where models live.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the machine computes in it, else float32.")
+    quantization: Quantization | None = Field(
+        None, description="int8 or int4: the weights of linear layers in memory; default: in dtype."
+    )
     memory_budget_bytes: PositiveInt | None = Field(None, description="Ceiling on the memory of all models.")
     max_resident_models: PositiveInt = Field(1, description="Models in memory at once.")
     inactivity_threshold_s: Annotated[int, AfterValidator(checked_threshold_s)] = Field(

@@ -32,7 +32,7 @@ from inferapi.application.sessions import Sessions  # noqa: E402
 from inferapi.application.turns import TurnGate  # noqa: E402
 from inferapi.domain.chat import SessionLimits  # noqa: E402
 from inferapi.domain.generation import Prompt, SamplingParams  # noqa: E402
-from inferapi.domain.model import ModelRef  # noqa: E402
+from inferapi.domain.model import Device, ModelRef  # noqa: E402
 
 
 class HeldRequest:
@@ -65,11 +65,16 @@ class Stage:
     """Everything that ``container.py`` puts together, on fakes. It knows models gpt2, other and third."""
 
     def __init__(
-        self, *words: str, request_timeout_s: float = 300.0, limits: SessionLimits | None = None, **policy
+        self,
+        *words: str,
+        request_timeout_s: float = 300.0,
+        limits: SessionLimits | None = None,
+        device: Device | None = None,
+        **policy,
     ) -> None:
         self.held: list[HeldRequest] = []
         self.clock = FakeClock()
-        self.probe = FakeGpuProbe()
+        self.probe = FakeGpuProbe(device)
         self.models = FakeModelRepository(*(make_profile(name) for name in ("gpt2", "other", "third", "org/name")))
         self.launcher = FakeEngineLauncher(*words)
         self.store = FlakySessionStore(self.clock)

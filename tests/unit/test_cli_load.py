@@ -1,7 +1,8 @@
-"""``inferapi load`` against a server of one answer: the key that it sends, and what it says when that is no good."""
+"""``inferapi load`` against a server of one answer: what it asks for, the key that it sends, and what it says."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -24,13 +25,14 @@ class LoadServer(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.keys: list[str | None] = []
+        self.bodies: list[dict[str, object]] = []
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: LoadServer
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         sent = self.headers["Authorization"]
         self.server.keys.append(sent)
         is_let_in = sent == f"Bearer {KEY}"
@@ -57,6 +59,20 @@ def server() -> Iterator[LoadServer]:
 def load(server: LoadServer, *options: str, **environment: str):
     url = f"http://127.0.0.1:{server.server_port}"
     return CliRunner().invoke(app, ["load", "gpt2", "--url", url, *options], env=environment)
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ((), {}),
+        (("--dtype", "float32", "--pin"), {"dtype": "float32", "pinned": True}),
+        (("--quantization", "int8"), {"quantization": "int8"}),
+        (("--quantization", "none"), {"quantization": None}),
+    ],
+)
+def test_load_asks_for_what_was_given_and_leaves_the_rest_to_the_server(server, options, fields):
+    load(server, "--key", KEY, *options)
+    assert server.bodies == [{"model_name": "gpt2"} | fields]
 
 
 def test_load_sends_the_key(server):

@@ -17,7 +17,7 @@ from inferapi.application.policy import LifecyclePolicy, SessionPolicy
 from inferapi.container import Container, make_policy, make_session_policy, make_session_store
 from inferapi.domain.chat import SessionLimits
 from inferapi.domain.errors import ModelNameInvalid
-from inferapi.domain.model import LoadOptions, ModelRef
+from inferapi.domain.model import LoadOptions, ModelRef, Quantization
 from inferapi.settings import Settings
 
 
@@ -52,11 +52,11 @@ def test_the_policy_is_what_the_operator_decided(settings):
         "max_queue": 11,
         "threads": 12,
     }
-    more = {"request_timeout_s": 13.0, "dtype": "float16", "model": "org/name@v1"}
+    more = {"request_timeout_s": 13.0, "dtype": "float16", "quantization": Quantization.INT8, "model": "org/name@v1"}
     assert make_policy(settings.model_copy(update=decided | more)) == LifecyclePolicy(
         **decided,
         load_wait_s=13.0,
-        default_options=LoadOptions("float16"),
+        default_options=LoadOptions("float16", Quantization.INT8),
         preload=ModelRef("org/name", "v1"),
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from inferapi.domain.model import Quantization
 from inferapi.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
@@ -14,7 +15,8 @@ def test_the_defaults_are_those_of_the_manual():
     settings = Settings()
     assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8000, None)
     assert (settings.models_dir, settings.allowed_models) == (Path("models"), ("*",))
-    assert (settings.device, settings.dtype, settings.memory_budget_bytes) == ("auto", "auto", None)
+    assert (settings.device, settings.dtype, settings.quantization) == ("auto", "auto", None)
+    assert settings.memory_budget_bytes is None
     assert (settings.max_resident_models, settings.inactivity_threshold_s) == (1, 300)
     assert (settings.session_ttl_s, settings.system_prompt) == (604_800, "You are a helpful assistant.")
     assert (settings.session_max_turns, settings.session_max_bytes) == (1000, 4_194_304)
@@ -35,6 +37,9 @@ def test_the_defaults_are_those_of_the_manual():
         ("allowed_models", "[]", ()),
         ("device", "cpu", "cpu"),
         ("dtype", "float32", "float32"),
+        ("quantization", "int8", Quantization.INT8),
+        ("quantization", "int4", Quantization.INT4),
+        ("quantization", "", None),
         ("memory_budget_bytes", "4000000000", 4_000_000_000),
         ("inactivity_threshold_s", "-1", -1),
         ("inactivity_threshold_s", "1", 1),
@@ -69,6 +74,8 @@ def test_settings_do_not_change():
         ("port", "http"),
         ("device", "tpu"),
         ("dtype", "int8"),
+        ("quantization", "int3"),
+        ("quantization", "INT8"),
         ("memory_budget_bytes", "0"),
         ("memory_budget_bytes", "4GB"),
         ("max_resident_models", "0"),

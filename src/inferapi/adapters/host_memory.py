@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from inferapi.adapters.cpu_features import cpu_flags, native_kernels_problem
 from inferapi.domain.model import Device, DeviceKind
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -19,7 +20,9 @@ class HostMemoryProbe:
 
     def __init__(self, cgroup: Path = _CGROUP, cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
         self._cgroup = cgroup
-        self._supports_bfloat16 = bool(_BF16_FLAGS & _cpu_flags(cpuinfo))
+        flags = cpu_flags(cpuinfo)
+        self._supports_bfloat16 = bool(_BF16_FLAGS & flags)
+        self._native_kernels_problem = native_kernels_problem(flags)
 
     def device(self) -> Device:
         """See ``GpuProbe``."""
@@ -37,6 +40,8 @@ class HostMemoryProbe:
             free_bytes=max(free, 0),
             supports_bfloat16=self._supports_bfloat16,
             overhead_bytes=_OVERHEAD_BYTES,
+            native_kernels=not self._native_kernels_problem,
+            native_kernels_reason=self._native_kernels_problem,
         )
 
     def _limit_and_use(self) -> tuple[int | None, int]:
@@ -56,11 +61,3 @@ class HostMemoryProbe:
             cache = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[0] == stat_key), 0)
             return int(limit), used - cache
         return None, 0
-
-
-def _cpu_flags(cpuinfo: Path) -> set[str]:
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}

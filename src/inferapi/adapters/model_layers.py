@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from inferapi.adapters.model_files import Json, Tensor
-from inferapi.domain.model import LayerShape
+from inferapi.domain.model import LayerShape, LinearShape
 
 _MATRIX_DIMS, _MASK_DIMS = 2, 4
 _MOST_LAYERS = 10_000
@@ -16,6 +17,8 @@ _IN_LAYER = re.compile(r"\.(\d+)\.(.+)$")
 _PROJECTION = re.compile(r"\b([kv])_proj\.weight$")
 _EXPERT = re.compile(r"\bexperts\.")
 _EMBEDDING = re.compile(r"(embed|wte|wpe)")
+_ROUTER = re.compile(r"\b(gate|router)\.weight$")  # a plain parameter of transformers' mixtures of experts
+_FLOATS = re.compile(r"B?F\d")
 _OUTPUT = re.compile(r"^(.*\.)?(lm_head|embed_out|output_layer)\.weight$")
 _NEVER_LOADED = re.compile(r"(\battn\.(masked_)?bias|\battention\.(masked_)?bias|rotary_emb\.inv_freq)$")
 _PAGED_LAYERS = {"full_attention", "sliding_attention"}
@@ -112,6 +115,31 @@ def matrix_shapes(tensors: Mapping[str, Tensor], *, output: tuple[int, int]) -> 
         elif len(tensor.shape) == _MATRIX_DIMS and not _EMBEDDING.search(name):
             dense.add((tensor.shape[0], tensor.shape[1]))
     return len(dense), sum(len(shape) == _MATRIX_DIMS for shape in experts)
+
+
+def linear_shapes(tensors: Mapping[str, Tensor]) -> tuple[LinearShape, ...]:
+    """The weights that quantizing changes: floating-point matrices of linear layers, the output layer left out.
+
+    Experts are not among them: transformers stacks theirs in three dimensions when it loads them.
+    """
+    others = (_EMBEDDING, _OUTPUT, _EXPERT, _ROUTER)
+    counts = Counter(
+        (tensor.shape[0], tensor.shape[1])
+        for name, tensor in tensors.items()
+        if _is_matrix(name, tensor) and not any(other.search(name) for other in others)
+    )
+    return tuple(LinearShape(outputs, inputs, count) for (outputs, inputs), count in counts.items())
+
+
+def output_shape(tensors: Mapping[str, Tensor]) -> LinearShape | None:
+    """The output layer's own weight, if there is one."""
+    found = (tensor.shape for name, tensor in tensors.items() if _OUTPUT.search(name) and _is_matrix(name, tensor))
+    return next((LinearShape(shape[0], shape[1]) for shape in found), None)
+
+
+def _is_matrix(name: str, tensor: Tensor) -> bool:
+    is_float = _FLOATS.match(tensor.dtype) is not None
+    return is_float and name.endswith(".weight") and len(tensor.shape) == _MATRIX_DIMS
 
 
 def integer(config: Json, *names: str, default: int | None = None, least: int = 1) -> int:

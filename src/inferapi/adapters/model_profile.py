@@ -78,6 +78,8 @@ def profile(ref: ModelRef, config: Json, tensors: Mapping[str, Tensor]) -> Model
             attention_heads=integer(text, "num_attention_heads", "n_head", "n_heads", "num_heads", default=1),
             matrix_shapes=shapes,
             expert_shapes=expert_shapes,
+            linears=model_layers.linear_shapes(loaded),
+            output=model_layers.output_shape(loaded),
             scan_elements_per_token=model_layers.scan_elements_per_token(text, tensors),
         )
     except _BROKEN as error:

@@ -55,6 +55,7 @@ ANSWERS: dict[type[InferapiError], Answer] = {
     errors.ModelInvalid: Answer(422),
     errors.UnsafeWeights: Answer(422),
     errors.RemoteCodeRefused: Answer(422),
+    errors.QuantizationRefused: Answer(400),
     errors.ModelTooLarge: Answer(422),
     errors.InsufficientMemory: Answer(503, retry_after_s=30),
     errors.ModelsInUse: Answer(503, retry_after_s=5),

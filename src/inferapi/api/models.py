@@ -20,7 +20,7 @@ from inferapi.api.sse import MEDIA_TYPE, respond
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.placement import FitAnswer
 from inferapi.application.policy import NEVER_S, checked_threshold_s
-from inferapi.domain.model import EngineFacts, LoadOptions, ModelRef
+from inferapi.domain.model import EngineFacts, LoadOptions, ModelRef, Quantization
 from inferapi.domain.states import LoadProgress
 
 GB = 1e9
@@ -31,15 +31,21 @@ class LoadFields(Body):
 
     revision: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
-    quantization: None = Field(None, description="Not available yet.")
+    quantization: Annotated[Quantization, Field(strict=False)] | None = Field(
+        None, description="The weights of linear layers in memory; null keeps them in dtype. Left out: the server's."
+    )
     pinned: bool | None = Field(
         None, description="Keep it: it makes room for no other model and is not unloaded when idle."
     )
     dry_run: bool = Field(False, description="Answer what loading would need, and load nothing.")
 
-    def options(self) -> LoadOptions | None:
-        """What was asked for; ``None`` leaves it to the server."""
-        return LoadOptions(dtype=self.dtype) if self.dtype else None
+    def options(self, default: LoadOptions) -> LoadOptions:
+        """What was asked for; what was not comes from ``default``. A quantization of null is asked for."""
+        asks_quantization = "quantization" in self.model_fields_set
+        return LoadOptions(
+            dtype=self.dtype or default.dtype,
+            quantization=self.quantization if asks_quantization else default.quantization,
+        )
 
 
 class LoadBody(LoadFields):
@@ -84,7 +90,7 @@ def models_router(lifecycle: ModelLifecycle, access: Access) -> APIRouter:
 
         With ``Accept: text/event-stream`` its progress is streamed.
         """
-        ref, options = ModelRef.parse(body.model_name, body.revision), body.options()
+        ref, options = ModelRef.parse(body.model_name, body.revision), body.options(lifecycle.default_options)
         if body.dry_run:
             return _fit(await until_disconnect(request, lifecycle.fit(ref, options)))
         steps = with_progress(lambda listener: lifecycle.load(ref, options, pinned=body.pinned, listener=listener))
@@ -96,7 +102,7 @@ def models_router(lifecycle: ModelLifecycle, access: Access) -> APIRouter:
 
         With ``Accept: text/event-stream`` its progress is streamed.
         """
-        ref, options = ModelRef.parse(body.new_model_name, body.revision), body.options()
+        ref, options = ModelRef.parse(body.new_model_name, body.revision), body.options(lifecycle.default_options)
         if body.dry_run:
             return _fit(await until_disconnect(request, lifecycle.fit(ref, options, replacing=True)))
         steps = with_progress(lambda listener: lifecycle.change(ref, options, pinned=body.pinned, listener=listener))

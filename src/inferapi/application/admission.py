@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 
-from inferapi.application import memory_fit
+from inferapi.application import memory_advice, memory_fit
 from inferapi.application.calibration import Calibration
 from inferapi.application.policy import LifecyclePolicy, ModelKey
-from inferapi.domain.errors import InsufficientMemory, ModelNotAllowed, ModelTooLarge
+from inferapi.application.weight_memory import quantization_problem
+from inferapi.domain.errors import Fact, InsufficientMemory, ModelNotAllowed, ModelTooLarge, QuantizationRefused
 from inferapi.domain.model import (
     Alternative,
     Device,
@@ -25,25 +26,39 @@ _KEPT = 256
 
 
 class Admission:
-    """Says yes, or why not; changes nothing."""
+    """Says yes, or why not; changes nothing.
+
+    Raises:
+        QuantizationRefused: the operator wants all models quantized, and this machine cannot do it.
+    """
 
     def __init__(self, probe: GpuProbe, policy: LifecyclePolicy) -> None:
         self._probe = probe
         self._policy = policy
         self._calibration = Calibration()
         self._load_s: dict[ModelKey, float] = {}
+        if policy.default_options.quantization is not None:
+            self._resolved(policy.default_options)
 
     def key(self, ref: ModelRef, options: LoadOptions | None) -> ModelKey:
         """The load that is meant.
 
         Raises:
             ModelNotAllowed: the operator's list does not hold the name.
+            QuantizationRefused: this machine cannot quantize.
         """
         if not any(fnmatchcase(ref.name, pattern) for pattern in self._policy.allowed_models):
             raise ModelNotAllowed(model=str(ref))
-        options = options or self._policy.default_options
-        dtype = memory_fit.target_dtype(options, self.device())  # so that "auto" and what it stands for are the same
-        return ModelKey(ref, replace(options, dtype=dtype))
+        return ModelKey(ref, self._resolved(options or self._policy.default_options))
+
+    def _resolved(self, options: LoadOptions) -> LoadOptions:
+        """With the dtype that ``auto`` stands for, so that the two are the same load."""
+        device = self.device()
+        options = replace(options, dtype=memory_fit.target_dtype(options, device))
+        problem = quantization_problem(options, device)
+        if problem is not None:
+            raise QuantizationRefused(quantization=options.quantization, problem=problem)
+        return options
 
     def device(self) -> Device:
         """Where models live, and how full it is now."""
@@ -72,7 +87,7 @@ class Admission:
 
     def alternatives(self, key: ModelKey, profile: ModelProfile, room: memory_fit.Room) -> tuple[Alternative, ...]:
         """Other ways to load it that would fit."""
-        return memory_fit.alternatives(
+        return memory_advice.alternatives(
             profile,
             key.options,
             self.device(),
@@ -92,6 +107,16 @@ class Admission:
         """How long its last load took, without a download."""
         return self._load_s.get(key)
 
+    def require_quantizable(self, key: ModelKey, profile: ModelProfile) -> None:
+        """Nothing, if the model's weights can take the format that is asked for.
+
+        Raises:
+            QuantizationRefused: they have another one already.
+        """
+        if key.options.quantization is not None and profile.prequantized:
+            problem = f"those of model {key.ref} are stored quantized; load it with quantization null"
+            raise QuantizationRefused(quantization=key.options.quantization, problem=problem)
+
     def require(self, report: FitReport, profile: ModelProfile) -> None:
         """Nothing, if it fits.
 
@@ -101,7 +126,8 @@ class Admission:
         """
         if not report.fits:
             error = InsufficientMemory if report.can_ever_fit else ModelTooLarge
-            raise error(**_facts(report), hint=memory_fit.hint(report, profile))
+            hint = memory_advice.hint(report, profile, self.device(), max_batch=self._policy.max_batch)
+            raise error(**_facts(report), hint=hint)
 
     def spec(self, key: ModelKey, path: str, report: FitReport) -> EngineSpec:
         """What a worker must know to load what was admitted."""
@@ -117,6 +143,7 @@ class Admission:
             max_queue=self._policy.max_queue,
             promised_bytes=report.needed_bytes,
             threads=self._policy.threads,
+            quantization=key.options.quantization,
         )
 
 
@@ -125,5 +152,5 @@ def ran_out_of_memory(report: FitReport) -> InsufficientMemory:
     return InsufficientMemory(**_facts(report), hint="The estimate said it fits, but memory ran out while loading.")
 
 
-def _facts(report: FitReport) -> dict[str, int | str]:
+def _facts(report: FitReport) -> dict[str, Fact]:
     return asdict(report) | {"needed_bytes": report.needed_bytes, "device": report.device.value}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from inferapi.domain.model import EngineFacts
 from inferapi.domain.ports import Clock
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,20 @@ class Journal:
             event for event in self._events if event.event_id > after_id and (model is None or event.model == model)
         ]
         return found[-limit:]
+
+
+def loaded_as(facts: EngineFacts) -> str:
+    """How a model was loaded, and why so: numbers, device, kernels, batching."""
+    numbers = f"{facts.dtype} with {facts.quantization} weights" if facts.quantization else facts.dtype
+    parts = [f"{numbers} on {facts.device}", f"attention {facts.attention} ({facts.attention_reason})"]
+    if facts.kernels:
+        parts.append(f"{facts.kernels} kernels{_because(facts.kernels_reason)}")
+    parts.append(f"{facts.batching} batching{_because(facts.batching_reason)}")
+    return ", ".join(parts)
+
+
+def _because(reason: str) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _told(fact: Fact) -> str:

@@ -86,6 +86,7 @@ class ModelLifecycle:
 
         Raises:
             ModelUnavailable: it cannot be had or does not fit; what served before still does.
+            QuantizationRefused: this machine cannot quantize, or the model is stored quantized.
             OperationInProgress: another change is under way.
             LoadCancelled: ``unload`` was asked for meanwhile.
         """
@@ -229,6 +230,11 @@ class ModelLifecycle:
         if self._controlling is not None and self._control.is_stalled:
             return "the control loop does not decide"
         return None if self._fleet.was_ready else self._unready
+
+    @property
+    def default_options(self) -> LoadOptions:
+        """How models are loaded where nobody says otherwise."""
+        return self._policy.default_options
 
     def device(self) -> Device:
         """Where models live, and how full it is."""

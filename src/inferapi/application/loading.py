@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from inferapi.application.admission import Admission, ran_out_of_memory
 from inferapi.application.fleet import Fleet
 from inferapi.application.jobs import LoadJob
-from inferapi.application.journal import EventKind
+from inferapi.application.journal import EventKind, loaded_as
 from inferapi.application.launching import Launching
 from inferapi.application.placement import Placement
 from inferapi.application.policy import ModelKey
@@ -27,6 +27,7 @@ from inferapi.domain.errors import (
     ModelsInUse,
     ModelTooLarge,
     OutOfMemory,
+    QuantizationRefused,
     ShuttingDown,
     UnexpectedError,
 )
@@ -37,7 +38,7 @@ from inferapi.domain.states import ModelState
 log = logging.getLogger(__name__)
 
 _COSTLY = {ModelState.LOADING, ModelState.WARMING}
-_REFUSALS = (ModelTooLarge, InsufficientMemory)
+_REFUSALS = (ModelTooLarge, InsufficientMemory, QuantizationRefused)
 
 
 class ModelLoads:
@@ -225,8 +226,7 @@ class ModelLoads:
         self._fleet.journal.record(
             EventKind.LOADED,
             facts.model,
-            f"{facts.dtype} on {facts.device}, attention {facts.attention} ({facts.attention_reason}), "
-            f"{facts.batching} batching{f' ({facts.batching_reason})' if facts.batching_reason else ''}",
+            loaded_as(facts),
             duration_s=round(job.elapsed_s, 3),
             load_s=round(facts.load_s, 3),
             weights_bytes=facts.weights_bytes,

@@ -9,26 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from inferapi.application.step_memory import kernels_bytes, step_bytes, trial_bytes
-from inferapi.domain.model import KV_BLOCK_TOKENS, Alternative, Device, DeviceKind, FitReport, LoadOptions, ModelProfile
-
-BYTES_BY_DTYPE = {"bfloat16": 2, "float16": 2, "float32": 4}
+from inferapi.application.step_memory import kernels_bytes, step_bytes, tape_bytes, trial_bytes
+from inferapi.application.weight_memory import BYTES_BY_DTYPE, conversion_bytes, output_copy_bytes, weights_bytes
+from inferapi.domain.model import KV_BLOCK_TOKENS, Device, DeviceKind, FitReport, LoadOptions, ModelProfile
 
 _LONG_CONTEXT_TOKENS = 8192  # one request may always be this long, if its model can
 _TYPICAL_REQUEST_TOKENS = 1024  # and so long are all of a full batch together, on average
-_SHORTEST_CONTEXT_TOKENS = 2048  # below this a model is not worth loading
-_STORED_BITS = (
-    dict.fromkeys(("BOOL", "U8", "I8"), 8)
-    | dict.fromkeys(("I16", "U16"), 16)
-    | dict.fromkeys(("I32", "U32"), 32)
-    | dict.fromkeys(("I64", "U64", "C64"), 64)
-)
-_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0"}
-_PACKED_DTYPES = {"bfloat16", "float32"}  # that the CPU's packed kernels know, see engine/packing.py
+SHORTEST_CONTEXT_TOKENS = 2048
+"""Below this a model is not worth loading."""
 _TOKENIZER_ENTRY_BYTES = 600  # measured: what a token's strings, merges and table entries take in the Rust tokenizer
 _RESERVE_FLOOR_BYTES = 512 * 1024**2
 _RESERVE_SHARE = 0.03
-_SMALLEST_USEFUL_PARAMETERS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +70,17 @@ def fit(
     ``correction`` is measured against estimated of earlier loads: it multiplies what is taken once it is loaded.
     """
     dtype = target_dtype(options, device)
-    weights = round(correction * (weights_bytes(profile, dtype) + output_copy_bytes(profile, dtype, device.kind)))
-    overhead = round(correction * (device.overhead_bytes + _beside_bytes(profile, dtype, device.kind)))
+    options = replace(options, dtype=dtype)
+    weights = weights_bytes(profile, options, device) + output_copy_bytes(profile, options, device)
+    weights, overhead = (
+        round(correction * part) for part in (weights, device.overhead_bytes + _beside_bytes(profile, options, device))
+    )
+    converted = conversion_bytes(profile, options, device)  # gone before the cache is written and steps are computed
     empty = FitReport(
         model=str(profile.ref),
         device=device.kind,
         dtype=dtype,
+        quantization=options.quantization,
         weights_bytes=weights,
         kv_cache_bytes=0,
         kv_cache_tokens=0,
@@ -99,12 +95,13 @@ def fit(
     def of(blocks: int) -> FitReport:
         tokens = blocks * KV_BLOCK_TOKENS
         cache = kv_cache_bytes(profile, dtype, tokens)
+        working = working_bytes(profile, options, device, max_batch=max_batch, kv_cache_tokens=tokens)
         return replace(
             empty,
             kv_cache_tokens=tokens,
             kv_cache_bytes=cache,
             loaded_bytes=weights + (overhead if device.kind is DeviceKind.CPU else 0 if profile.sequential else cache),
-            working_bytes=working_bytes(profile, dtype, device.kind, max_batch=max_batch, kv_cache_tokens=tokens),
+            working_bytes=max(working, converted - weights - cache),
         )
 
     least, most = _blocks_wanted(profile, max_batch)
@@ -114,66 +111,6 @@ def fit(
         middle = (least + most) // 2
         least, most = (middle, most) if of(middle).fits else (least, middle)
     return of(least)
-
-
-def alternatives(
-    profile: ModelProfile, options: LoadOptions, device: Device, room: Room, *, max_batch: int, correction: float = 1.0
-) -> tuple[Alternative, ...]:
-    """Other dtypes that fit in the room and need less than the one asked for, or hold more tokens: most tokens first.
-
-    There is none for packed weights: their size does not follow the dtype. ``correction`` is that of the dtype asked
-    for; a model that takes more than it should in one dtype is likely to do so in the other.
-    """
-    asked = fit(profile, options, device, room, max_batch=max_batch, correction=correction)
-    if profile.prequantized:
-        return ()
-    found = [
-        fit(profile, replace(options, dtype=dtype), device, room, max_batch=max_batch, correction=correction)
-        for dtype in ("bfloat16", "float16")  # equally small; float16 overflows where bf16 does not
-        if dtype != asked.dtype
-    ]
-    better = [
-        report
-        for report in found
-        if report.fits and (report.needed_bytes < asked.needed_bytes or report.kv_cache_tokens > asked.kv_cache_tokens)
-    ]
-    better.sort(key=lambda report: -report.kv_cache_tokens)
-    return tuple(
-        Alternative(report.dtype, options.quantization, report.kv_cache_tokens, report.needed_bytes)
-        for report in better
-    )
-
-
-def hint(report: FitReport, profile: ModelProfile) -> str:
-    """What would fit instead."""
-    spare = report.available_bytes - report.working_bytes - report.overhead_bytes
-    for dtype in ("bfloat16", "float16"):
-        smaller = weights_bytes(profile, dtype) + output_copy_bytes(profile, dtype, report.device)
-        least_cache = kv_cache_bytes(profile, dtype, _SHORTEST_CONTEXT_TOKENS)
-        if report.dtype == "float32" and not profile.prequantized and smaller + least_cache <= spare:
-            return f"It would fit with dtype {dtype}."
-    parameters = max(spare, 0) / BYTES_BY_DTYPE[report.dtype] * 0.8
-    if parameters < _SMALLEST_USEFUL_PARAMETERS:
-        return "No model of a useful size would fit."
-    return f"A model of about {parameters / 1e9:.2g} billion parameters would fit in {report.dtype} on {report.device}."
-
-
-def weights_bytes(profile: ModelProfile, dtype: str) -> int:
-    """Floating-point tensors at the target dtype, others as stored; packed ones as stored altogether."""
-    if profile.prequantized:
-        return profile.stored_bytes
-    width = BYTES_BY_DTYPE[dtype]
-    return sum(
-        count * (width if stored in _FLOATS else _STORED_BITS.get(stored, 32) // 8)
-        for stored, count in profile.parameters_by_dtype.items()
-    )
-
-
-def output_copy_bytes(profile: ModelProfile, dtype: str, device: DeviceKind) -> int:
-    """The CPU computes on packed weights: an output layer that is tied to the embedding is packed as a copy."""
-    if device is not DeviceKind.CPU or not profile.ties_output or dtype not in _PACKED_DTYPES:
-        return 0
-    return profile.vocab_size * profile.hidden_size * BYTES_BY_DTYPE[dtype]
 
 
 def kv_cache_bytes(profile: ModelProfile, dtype: str, tokens: int) -> int:
@@ -190,19 +127,22 @@ def kv_cache_bytes(profile: ModelProfile, dtype: str, tokens: int) -> int:
 
 
 def working_bytes(
-    profile: ModelProfile, dtype: str, device: DeviceKind, *, max_batch: int, kv_cache_tokens: int
+    profile: ModelProfile, options: LoadOptions, device: Device, *, max_batch: int, kv_cache_tokens: int
 ) -> int:
-    """What steps take beside weights and cache, once full batches and long prompts have run."""
-    width = BYTES_BY_DTYPE[dtype]
-    step = step_bytes(profile, width, device, max_batch=max_batch, kv_cache_tokens=kv_cache_tokens)
-    return step + kernels_bytes(profile, dtype, device)
+    """What steps take beside weights and cache, once full batches and long prompts have run.
+
+    The dtype of ``options`` is never ``auto`` here.
+    """
+    width = BYTES_BY_DTYPE[options.dtype]
+    step = step_bytes(profile, width, device.kind, max_batch=max_batch, kv_cache_tokens=kv_cache_tokens)
+    return step + kernels_bytes(profile, options, device) + tape_bytes(profile, options, device, max_batch=max_batch)
 
 
-def _beside_bytes(profile: ModelProfile, dtype: str, device: DeviceKind) -> int:
+def _beside_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -> int:
     """What a loaded model takes beside its weights and the bare process, in host memory."""
-    if device is not DeviceKind.CPU:
+    if device.kind is not DeviceKind.CPU:
         return 0
-    return profile.vocab_size * _TOKENIZER_ENTRY_BYTES + trial_bytes(profile, dtype)
+    return profile.vocab_size * _TOKENIZER_ENTRY_BYTES + trial_bytes(profile, options, device)
 
 
 def _blocks_wanted(profile: ModelProfile, max_batch: int) -> tuple[int, int]:
@@ -211,5 +151,5 @@ def _blocks_wanted(profile: ModelProfile, max_batch: int) -> tuple[int, int]:
     most = min(max(min(context, _LONG_CONTEXT_TOKENS), max_batch * _TYPICAL_REQUEST_TOKENS), max_batch * context)
     if profile.sequential:  # one request at a time
         most = min(most, context)
-    least = min(context, _SHORTEST_CONTEXT_TOKENS)
+    least = min(context, SHORTEST_CONTEXT_TOKENS)
     return -(-least // KV_BLOCK_TOKENS), -(-most // KV_BLOCK_TOKENS)

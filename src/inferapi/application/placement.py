@@ -86,7 +86,12 @@ class Placement:
         ]
 
     def answer(self, key: ModelKey, profile: ModelProfile, replaced: ModelKey | None) -> FitAnswer:
-        """What loading would need, and whom it would displace."""
+        """What loading would need, and whom it would displace.
+
+        Raises:
+            QuantizationRefused: the model's weights are stored quantized.
+        """
+        self._admission.require_quantizable(key, profile)
         victims = self.victims(key, profile, replaced)
         if victims is None:
             victims = self.victims(key, profile, replaced, busy_too=True)
@@ -103,9 +108,11 @@ class Placement:
         """Nothing, if there is a way: so that what is refused evicts nothing and downloads nothing.
 
         Raises:
+            QuantizationRefused: the model's weights are stored quantized.
             ModelTooLarge, InsufficientMemory: not even with everybody gone who may go.
             ModelsInUse: there are too many who may not go.
         """
+        self._admission.require_quantizable(job.key, profile)
         if self.victims(job.key, profile, job.replaces, busy_too=True) is None:
             self.refuse(job, profile)
 

@@ -5,10 +5,11 @@ The constants are measured by ``benchmarks/memory_fit.py`` unless they say other
 
 from __future__ import annotations
 
-from inferapi.domain.model import KV_BLOCK_TOKENS, PREFILL_CHUNK_TOKENS, DeviceKind, ModelProfile
+from inferapi.application.weight_memory import uses_native_kernels
+from inferapi.domain.model import KV_BLOCK_TOKENS, PREFILL_CHUNK_TOKENS, Device, DeviceKind, LoadOptions, ModelProfile
 
 _MIB = 1024**2
-_FLOAT32_BYTES = 4
+_FLOAT32_BYTES, _BF16_BYTES = 4, 2
 _HIDDEN_COPIES, _INNER_COPIES = 6, 4  # rows alive at once: residual, norm, queries, keys, …; gate, up, product, …
 _SCORE_COPIES = 5  # scaled, biased or capped, softmax, its cast, and the product
 _LOGIT_COPIES = 4  # float32: scaled, softmax, cumulative, and one between
@@ -21,6 +22,12 @@ _TRIAL_KERNELS_BYTES = {"float32": 2.4 * _MIB, "bfloat16": 2.6 * _MIB, "float16"
 _KERNELS_BYTES = {"float32": 9.8 * _MIB, "bfloat16": 11.5 * _MIB, "float16": 9.8 * _MIB}
 _TRIAL_EXPERT_KERNELS_BYTES = {"bfloat16": 10 * _MIB}
 _EXPERT_KERNELS_BYTES = {"bfloat16": 125 * _MIB}
+# Kernels compiled for this CPU compute any number of rows: they are there after the load, and serving adds little,
+# whatever the model. What experts compute is still the work of oneDNN.
+_TRIAL_NATIVE_BYTES, _NATIVE_BYTES = 2 * _MIB, 6 * _MIB
+# Steps of decodes are repeated from tapes, one for each power of two of rows, that keep all tensors of the pass.
+_MOST_TAPE_ROWS = 32
+_TAPE_HIDDEN_COPIES, _TAPE_INNER_COPIES = 9, 2  # of a layer: norms, queries, keys, …, sums; gated or plain product
 _SEQUENTIAL_KERNELS_BYTES = 0.5 * _MIB  # one prompt at a time, one row afterwards
 _CUDA_FLOOR_BYTES = 512 * _MIB  # cuBLAS workspaces and the caching allocator's blocks; not measured yet
 
@@ -45,22 +52,38 @@ def step_bytes(profile: ModelProfile, width: int, device: DeviceKind, *, max_bat
     return max(step, _CUDA_FLOOR_BYTES) if device is DeviceKind.CUDA else step
 
 
-def kernels_bytes(profile: ModelProfile, dtype: str, device: DeviceKind) -> int:
+def kernels_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -> int:
     """Kernels that the CPU's library compiles while it serves, beyond those of the trial at the load."""
-    if device is not DeviceKind.CPU:
+    if device.kind is not DeviceKind.CPU:
         return 0
+    native, shapes = uses_native_kernels(options, device), profile.matrix_shapes
     if profile.sequential:
-        return round(profile.matrix_shapes * _SEQUENTIAL_KERNELS_BYTES)
-    experts = profile.expert_shapes * _EXPERT_KERNELS_BYTES.get(dtype, 0)
-    return round(profile.matrix_shapes * _KERNELS_BYTES[dtype] + experts)
+        return _NATIVE_BYTES if native else round(shapes * _SEQUENTIAL_KERNELS_BYTES)
+    experts = profile.expert_shapes * _EXPERT_KERNELS_BYTES.get(options.dtype, 0)
+    return round((_NATIVE_BYTES if native else shapes * _KERNELS_BYTES[options.dtype]) + experts)
 
 
-def trial_bytes(profile: ModelProfile, dtype: str) -> int:
-    """Kernels that the trial at the load compiles on a CPU. A model that cannot run in a batch has none."""
-    if profile.sequential:
+def tape_bytes(profile: ModelProfile, options: LoadOptions, device: Device, *, max_batch: int) -> int:
+    """What tapes keep, once there is one for every number of rows up to a full batch's."""
+    if profile.sequential or not uses_native_kernels(options, device):
         return 0
-    experts = profile.expert_shapes * _TRIAL_EXPERT_KERNELS_BYTES.get(dtype, 0)
-    return round(profile.matrix_shapes * _TRIAL_KERNELS_BYTES[dtype] + experts)
+    longest = min(1 << (max_batch - 1).bit_length(), _MOST_TAPE_ROWS)
+    rows = 2 * longest - 1  # 1, 2, 4, … together
+    in_layer = _TAPE_HIDDEN_COPIES * profile.hidden_size + _TAPE_INNER_COPIES * profile.intermediate_size
+    return rows * (len(profile.layers) * in_layer + profile.vocab_size) * _BF16_BYTES
+
+
+def trial_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -> int:
+    """Kernels that are there once a model is loaded on a CPU: those that its trial compiles, or the native ones.
+
+    A model that cannot run in a batch has no trial.
+    """
+    native = uses_native_kernels(options, device)
+    if profile.sequential:
+        return _TRIAL_NATIVE_BYTES if native else 0
+    experts = profile.expert_shapes * _TRIAL_EXPERT_KERNELS_BYTES.get(options.dtype, 0)
+    linears = _TRIAL_NATIVE_BYTES if native else profile.matrix_shapes * _TRIAL_KERNELS_BYTES[options.dtype]
+    return round(linears + experts)
 
 
 def _paged_attention_bytes(profile: ModelProfile, width: int, longest: int, kv_cache_tokens: int) -> int:

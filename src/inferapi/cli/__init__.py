@@ -48,13 +48,22 @@ def load(
     *,
     change: Annotated[bool, typer.Option("--change", help="Replace the current model.")] = False,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8 or int4, or none for unquantized weights. Default: the server's choice.")
+    ] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it until it is asked to go.")] = False,
     url: _Url = None,
     key: _Key = None,
     as_json: _Json = False,
 ) -> None:
     """Load a model on a running server, and show how far it is. Ctrl-C leaves; the load goes on."""
-    fields: dict[str, object] = {"dtype": dtype, "pinned": True if pin else None}
+    fields: dict[str, object] = {}
+    if dtype is not None:
+        fields["dtype"] = dtype
+    if quantization is not None:
+        fields["quantization"] = None if quantization == "none" else quantization
+    if pin:
+        fields["pinned"] = True
     raise typer.Exit(
         load_model(LoadRequest(url or _default_url(), name, change=change, fields=fields, key=key), as_json=as_json)
     )

@@ -20,7 +20,7 @@ _FAILED, _NO_KEY, _UNREACHABLE, _INTERRUPTED = 1, 2, 3, 130
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What to ask of which server; ``fields`` without a value are left out."""
+    """What to ask of which server."""
 
     url: str
     model: str
@@ -37,7 +37,7 @@ class LoadRequest:
     def body(self) -> dict[str, object]:
         """The request's JSON."""
         name = {"new_model_name" if self.change else "model_name": self.model}
-        return name | {key: value for key, value in self.fields.items() if value is not None}
+        return name | self.fields
 
 
 class Display(Protocol):

@@ -17,6 +17,7 @@
     │   ├── ModelInvalid            model_invalid
     │   ├── UnsafeWeights           unsafe_weights
     │   ├── RemoteCodeRefused       remote_code_refused
+    │   ├── QuantizationRefused     quantization_refused
     │   ├── ModelTooLarge           model_too_large
     │   ├── InsufficientMemory      insufficient_memory
     │   ├── ModelsInUse             insufficient_memory
@@ -159,6 +160,13 @@ class UnsafeWeights(ModelUnavailable):
 class RemoteCodeRefused(ModelUnavailable):
     code = "remote_code_refused"
     text = "Model {model} asks for code of its own (config key {key}); only transformers' own models are loaded."
+
+
+class QuantizationRefused(ModelUnavailable):
+    """This machine cannot quantize, or the model's weights are quantized as they are stored."""
+
+    code = "quantization_refused"
+    text = "Weights cannot be quantized to {quantization}: {problem}."
 
 
 class ModelTooLarge(ModelUnavailable):

@@ -36,17 +36,24 @@ class ModelRef:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
+class Quantization(StrEnum):
+    """The formats that a load can bring the weights of linear layers into."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How to load a model.
 
     Attributes:
         dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
-        quantization: none, or the name of a weight format.
+        quantization: the format of linear layers' weights in memory; none keeps them in ``dtype``.
     """
 
     dtype: str = "auto"
-    quantization: str | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,20 @@ class LayerShape:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearShape:
+    """The weights ``[outputs, inputs]`` of ``count`` linear layers."""
+
+    outputs: int
+    inputs: int
+    count: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all of them."""
+        return self.count * self.outputs * self.inputs
+
+
+@dataclass(frozen=True, slots=True)
 class ModelProfile:
     """What is known of a model before any weight is read.
 
@@ -86,6 +107,8 @@ class ModelProfile:
         scores_in_full: its attention holds the scores of all heads at once (soft caps, sinks, position biases).
         attention_heads: query heads of a layer.
         matrix_shapes: how many different shapes its linear layers have; those of experts are ``expert_shapes``.
+        linears: the weights that a quantization changes, by shape: floating-point ones, no experts, no output layer.
+        output: the output layer's own weight; ``None`` where it is tied.
         scan_elements_per_token: numbers that one recurrent layer holds for each token of a prompt while it scans it.
         commit: the hub's commit that ``ref`` stands for; ``None`` for a folder of this machine.
         download_bytes: what is not on this machine yet.
@@ -107,6 +130,8 @@ class ModelProfile:
     attention_heads: int = 1
     matrix_shapes: int = 1
     expert_shapes: int = 0
+    linears: tuple[LinearShape, ...] = ()
+    output: LinearShape | None = None
     scan_elements_per_token: int = 0
     commit: str | None = None
     download_bytes: int = 0
@@ -133,6 +158,9 @@ class Device:
     Attributes:
         count: how many GPUs the figures add up; 1 for a CPU.
         overhead_bytes: what one worker process takes before any weight.
+        native_kernels: this CPU can have kernels compiled for it: bf16 matrix products on plain weights, and all
+            products on quantized ones, are computed by these.
+        native_kernels_reason: why it cannot; empty if it can.
     """
 
     kind: DeviceKind
@@ -142,6 +170,8 @@ class Device:
     free_bytes: int
     supports_bfloat16: bool
     overhead_bytes: int
+    native_kernels: bool = False
+    native_kernels_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +181,11 @@ class FitReport:
     ``total_bytes`` and ``available_bytes`` are for models: ``reserve_bytes`` of the device are kept for others.
 
     Attributes:
+        quantization: the format that linear layers' weights would take; none is ``dtype``.
         weights_bytes: the tensors, and a packed copy of a tied output layer where the CPU wants one.
         kv_cache_bytes: keys, values and states of ``kv_cache_tokens``.
-        working_bytes: what steps take beside them: activations, scores, logits, compiled kernels.
+        working_bytes: what steps take beside them: activations, scores, logits, compiled kernels, tapes. More where a
+            load that quantizes takes more than all of it on the way: numbers that it converts before.
         overhead_bytes: the process itself, its tokenizer, and what the trial at its load has compiled.
         loaded_bytes: the part of it that is taken once the model is loaded, before the first request: weights and
             overhead. On a GPU weights and KV cache, which is reserved at once there, and no CUDA context: the same as
@@ -164,6 +196,7 @@ class FitReport:
     model: str
     device: DeviceKind
     dtype: str
+    quantization: Quantization | None
     weights_bytes: int
     kv_cache_bytes: int
     kv_cache_tokens: int
@@ -196,7 +229,7 @@ class Alternative:
     """Another way to load a model that does not fit, or not well: it would take ``needed_bytes``."""
 
     dtype: str
-    quantization: str | None
+    quantization: Quantization | None
     kv_cache_tokens: int
     needed_bytes: int
 
@@ -205,7 +238,10 @@ class Alternative:
 class EngineSpec:
     """Everything a worker process must know to load a model: all decided before it starts.
 
-    ``promised_bytes`` is what it may grow to, by the estimate that admitted it.
+    Attributes:
+        promised_bytes: what it may grow to, by the estimate that admitted it.
+        quantization: the format its linear layers' weights take in memory, by ``Quantization``'s names; none keeps them
+            in ``dtype``.
     """
 
     model: str
@@ -218,6 +254,7 @@ class EngineSpec:
     max_queue: int
     promised_bytes: int = 0
     threads: int | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +269,9 @@ class EngineFacts:
         memory_bytes: what the worker held of its own once it was loaded: on a GPU what PyTorch has reserved there,
             without the CUDA context; elsewhere the whole process, what it shares with others left out.
         peak_memory_bytes: the most it held on the way there.
+        quantization: the format that its linear layers' weights have in memory; none is ``dtype``.
+        kernels: what computes matrix products on a CPU: ``native``, ``onednn`` or ``torch``; empty elsewhere.
+        kernels_reason: why no faster ones; empty for the fastest.
     """
 
     model: str
@@ -247,6 +287,9 @@ class EngineFacts:
     memory_bytes: int
     load_s: float
     peak_memory_bytes: int = 0
+    quantization: str | None = None
+    kernels: str = ""
+    kernels_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

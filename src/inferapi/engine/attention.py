@@ -23,7 +23,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from inferapi.domain.model import LayerShape
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
-from inferapi.engine.scheduler import Plan
+from inferapi.engine.native.attention import NativeAttention
+from inferapi.engine.scheduler import Plan, Segment
 from inferapi.engine.step_layout import DecodeView, StepLayout
 
 _NEVER_A_MASK = frozenset({"position_ids", "cache_position", "position_embeddings"})
@@ -36,10 +37,18 @@ class UnsupportedAttentionError(Exception):
 class PagedAttention:
     """The registered attention function, bound to one model's cache."""
 
-    def __init__(self, layers: Sequence[LayerShape], cache: KvCache, *, flash: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        cache: KvCache,
+        *,
+        flash: bool = False,
+        native: NativeAttention | None = None,
+    ) -> None:
         self._layers = layers
         self._cache = cache
         self._flash = flash
+        self._native = native
         self._steps: dict[torch.device, StepLayout] = {}
         self._plan: Plan | None = None
 
@@ -47,6 +56,13 @@ class PagedAttention:
         """Say what the next forward pass computes."""
         self._plan = plan
         self._steps.clear()
+        if self._native is not None:
+            self._native.tables.fill(plan)
+
+    @property
+    def is_native(self) -> bool:
+        """The native kernels attend."""
+        return self._native is not None
 
     def __call__(
         self,
@@ -68,9 +84,11 @@ class PagedAttention:
         """
         refuse_unknown(attention_mask, kwargs)
         layer = int(module.layer_idx)  # type: ignore[arg-type]  # nn.Module types every attribute as a tensor
-        step = self._step(query.device)
         window = self._layers[layer].window_tokens
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        if self._native is not None:
+            return self._native(layer, query, key, value, scale), None
+        step = self._step(query.device)
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [T, H, D]
         self._cache.write(layer, keys, values, step.write_blocks, step.write_offsets)
 
@@ -82,28 +100,42 @@ class PagedAttention:
         begin = num_decodes
         for segment in step.plan.prefills:
             end = begin + segment.length
-            if segment.start == 0:
-                seen_keys, seen_values = key[0, :, begin:end], value[0, :, begin:end]
-            else:
-                blocks = segment.request.blocks[: -(-(segment.start + segment.length) // BLOCK_TOKENS)]
-                index = torch.tensor(blocks, device=query.device)
-                length = segment.start + segment.length
-                seen_keys = self._cache.keys[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
-                seen_values = self._cache.values[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
-            outputs.append(
-                _prefill(
-                    query[0, :, begin:end],
-                    seen_keys,
-                    seen_values,
-                    scale=scale,
-                    window_tokens=window,
-                    softcap=softcap,
-                    sinks=s_aux,
-                    flash=self._flash,
-                )
-            )
+            outputs.append(self._prefill(layer, segment, query, key, value, begin, end, scale, softcap, s_aux))
             begin = end
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+
+    def _prefill(
+        self,
+        layer: int,
+        segment: Segment,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        begin: int,
+        end: int,
+        scale: float,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """A chunk of a prompt, tokens ``begin`` to before ``end`` of the step: ``[T, H*G, D]``."""
+        if segment.start == 0:
+            seen_keys, seen_values = key[0, :, begin:end], value[0, :, begin:end]
+        else:
+            length = segment.start + segment.length
+            blocks = segment.request.blocks[: -(-length // BLOCK_TOKENS)]
+            index = torch.tensor(blocks, device=query.device)
+            seen_keys = self._cache.keys[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
+            seen_values = self._cache.values[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
+        return _prefill(
+            query[0, :, begin:end],
+            seen_keys,
+            seen_values,
+            scale=scale,
+            window_tokens=self._layers[layer].window_tokens,
+            softcap=softcap,
+            sinks=sinks,
+            flash=self._flash,
+        )
 
     def _step(self, device: torch.device) -> StepLayout:
         step = self._steps.get(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,14 @@ from inferapi.domain.errors import ModelInvalid
 from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec
 from inferapi.domain.states import ModelState, Report
 from inferapi.engine.block_pool import BlockPool
+from inferapi.engine.fusing import fuse
 from inferapi.engine.kv_cache import BLOCK_TOKENS
 from inferapi.engine.load_progress import weights_reported
 from inferapi.engine.loop import EngineLoop, is_out_of_memory
 from inferapi.engine.model_runner import Runner
-from inferapi.engine.packing import can_pack, pack_linears
+from inferapi.engine.native.kernels import Kernels
+from inferapi.engine.native.library import NoKernelsError, load_library
+from inferapi.engine.packing import can_pack, largest_list, pack_linears
 from inferapi.engine.paging import NotPageableError, make_batched_runner
 from inferapi.engine.process_memory import memory_bytes
 from inferapi.engine.prompt_encoder import PromptEncoder
@@ -87,7 +90,10 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
 
     weights_bytes = _weights_bytes(model)
     report(ModelState.WARMING, 0, weights_bytes)
-    if spec.device is DeviceKind.CPU and can_pack(model.dtype):
+    kernels, kernels_name, kernels_reason = _choose_kernels(spec, model)
+    if kernels is not None:
+        fuse(model, kernels, spec.quantization, _packing_reported(weights_bytes, report))
+    elif kernels_name == "onednn":
         _pack(model, weights_bytes, report)
     flash = attention == "flash_attention_2"
     if model.config._attn_implementation != attention:  # noqa: SLF001 - there is no public name for it
@@ -97,7 +103,13 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
     runner: Runner
     pool: BlockPool | None
     try:
-        paged = make_batched_runner(model, max(spec.kv_cache_tokens // BLOCK_TOKENS, 1), flash=flash)
+        paged = make_batched_runner(
+            model,
+            max(spec.kv_cache_tokens // BLOCK_TOKENS, 1),
+            flash=flash,
+            kernels=kernels,
+            max_step_tokens=PREFILL_CHUNK_TOKENS[spec.device] + spec.max_batch,
+        )
         runner, pool, batching_reason = paged.runner, BlockPool(paged.num_blocks, BLOCK_TOKENS), ""
         if paged.needs_plain_formula:
             attention, attention_reason = "eager", "the model caps its scores or uses attention sinks"
@@ -129,6 +141,9 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
         memory_bytes=taken_bytes,
         load_s=time.monotonic() - started_s,
         peak_memory_bytes=taken_bytes,  # at least; whoever looked meanwhile knows better
+        quantization=spec.quantization,
+        kernels=kernels_name,
+        kernels_reason=kernels_reason,
     )
     return LoadedModel(loop, PromptEncoder(tokenizer, context_window), facts)
 
@@ -179,16 +194,40 @@ def _read_weights(spec: EngineSpec, attention: str) -> PreTrainedModel:
     raise AssertionError  # "eager" either returned or raised
 
 
+def _choose_kernels(spec: EngineSpec, model: PreTrainedModel) -> tuple[Kernels | None, str, str]:
+    """What computes matrix products on a CPU, its name, and why nothing faster does."""
+    if spec.device is not DeviceKind.CPU:
+        return None, "", ""
+    reason = f"the native kernels compute in bfloat16, not in {str(model.dtype).removeprefix('torch.')}"
+    if model.dtype is torch.bfloat16:
+        try:
+            return Kernels(load_library()), "native", ""
+        except NoKernelsError as error:
+            reason = str(error)
+    if spec.quantization is not None:
+        raise ModelInvalid(model=spec.model, problem=f"it cannot be quantized here: {reason}")
+    return None, "onednn" if can_pack(model.dtype) else "torch", reason
+
+
 def _pack(model: PreTrainedModel, weights_bytes: int, report: Report) -> None:
-    """Pack layer by layer, and tell how far it is: weights that were only mapped are read from the disk here."""
-    lists: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = list(max(lists, key=_module_bytes).children()) if lists else []
-    done_bytes = 0
-    for layer in layers:
-        done_bytes += _module_bytes(layer)
+    """Pack layer by layer for oneDNN."""
+    reported = _packing_reported(weights_bytes, report)
+    for layer in largest_list(model):
+        reported(layer)
         pack_linears(layer)
-        report(ModelState.WARMING, min(done_bytes, weights_bytes), weights_bytes)
     pack_linears(model)  # what is not in a layer
+
+
+def _packing_reported(weights_bytes: int, report: Report) -> Callable[[nn.Module], None]:
+    """To be told of each layer before it is packed: weights that were only mapped are read from the disk there."""
+    done_bytes = 0
+
+    def begins(layer: nn.Module) -> None:
+        nonlocal done_bytes
+        report(ModelState.WARMING, min(done_bytes, weights_bytes), weights_bytes)
+        done_bytes += _module_bytes(layer)
+
+    return begins
 
 
 def _module_bytes(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,18 +10,24 @@ import torch
 
 from inferapi.engine.attention import PagedAttention
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
+from inferapi.engine.native.kernels import Kernels
+from inferapi.engine.native.tape import NotRepeatableError, Tape, record
 from inferapi.engine.request import Request
 from inferapi.engine.scheduler import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
+_TAPE_ROWS = (1, 2, 4, 8, 16, 32)  # the tensors of a tape are kept: so many tokens' activations, all in all
+
 
 class Runner(Protocol):
     """Computes what a plan says. The step loop is its only caller."""
 
     def run(self, plan: Plan) -> torch.Tensor:
-        """Logits ``[R, V]`` for the segments of the plan that sample, in the plan's order."""
+        """Logits ``[R, V]`` for the segments of the plan that sample, in the plan's order; valid until the next."""
         ...
 
     def release(self, request: Request) -> None:
@@ -29,18 +36,27 @@ class Runner(Protocol):
 
 
 class BatchedRunner:
-    """Flattens all tokens of a plan into one row; positions and blocks tell the requests apart."""
+    """Flattens all tokens of a plan into one row; positions and blocks tell the requests apart.
 
-    def __init__(self, model: PreTrainedModel, attention: PagedAttention, cache: KvCache) -> None:
+    Steps of decodes alone are written down, see ``native/tape.py``, and then repeated, if ``kernels`` are there.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, attention: PagedAttention, cache: KvCache, kernels: Kernels | None = None
+    ) -> None:
         self._model = model
         self._attention = attention
         self._cache = cache
-        self._device = next(model.get_input_embeddings().parameters()).device
+        self._device = model.device
         self._last_device = cache.keys[-1].device  # another one where a model is spread over several GPUs
+        self._kernels = kernels
+        self._tapes: dict[int, tuple[Tape, torch.Tensor, torch.Tensor]] = {}
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> torch.Tensor:
         """See ``Runner``."""
+        for moves in plan.moves:
+            self._cache.move(moves)
         tokens: list[int] = []
         positions: list[int] = []
         last: list[int] = []  # where in the row the segments that sample end
@@ -52,22 +68,54 @@ class BatchedRunner:
             if segment.samples:
                 last.append(len(tokens) - 1)
             fresh += _blocks_begun(segment.request.blocks, segment.start, end)
-        for moves in plan.moves:
-            self._cache.move(moves)
-        self._cache.clean(fresh)
+        if not self._attention.is_native:  # native kernels never look at what is masked
+            self._cache.clean(fresh)
         self._attention.begin(plan)
-        output = self._model(
-            input_ids=torch.tensor([tokens], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
-            use_cache=False,
-            # With nothing to sample one row is computed all the same: 0 would mean all of them.
-            logits_to_keep=torch.tensor(last or [len(tokens) - 1], device=self._last_device),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits[: len(last)]
+        if self._kernels is not None and not plan.prefills and len(tokens) <= _TAPE_ROWS[-1]:
+            logits = self._repeat(tokens, positions)
+            if logits is not None:
+                return logits
+        # With nothing to sample one row is computed all the same: 0 would mean all of them.
+        keep = torch.tensor(last or [len(tokens) - 1], device=self._last_device)
+        input_ids = torch.tensor([tokens], device=self._device)
+        return self._forward(input_ids, torch.tensor([positions], device=self._device), keep)[: len(last)]
 
     def release(self, request: Request) -> None:
         """Nothing to do: the scheduler gives the blocks back."""
+
+    def stop_repeating(self) -> None:
+        """Let go of what was written down; every step goes through the model's code from now on."""
+        self._tapes.clear()
+        self._kernels = None
+
+    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
+        output = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=keep)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _repeat(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor | None:
+        """Logits of decodes from a tape, which is made when it is first wanted; ``None`` if there can be none."""
+        assert self._kernels is not None  # noqa: S101 - asked before
+        used = len(tokens)
+        rows = next(rows for rows in _TAPE_ROWS if rows >= used)
+        if rows not in self._tapes:
+            inputs = torch.zeros((1, rows), dtype=torch.long), torch.zeros((1, rows), dtype=torch.long)
+            _fill(inputs, tokens, positions)
+            try:
+                tape = record(self._kernels, lambda: self._forward(*inputs, 0), inputs, rows, used)
+            except NotRepeatableError as error:
+                log.info("steps are not repeated: %s", error)
+                self.stop_repeating()
+                return None
+            self._tapes[rows] = (tape, *inputs)
+        tape, *inputs = self._tapes[rows]
+        _fill(inputs, tokens, positions)
+        return tape.repeat(used)[:used]
+
+
+def _fill(inputs: Sequence[torch.Tensor], tokens: Sequence[int], positions: Sequence[int]) -> None:
+    for tensor, numbers in zip(inputs, (tokens, positions), strict=True):
+        tensor[0, : len(numbers)] = torch.tensor(numbers)
 
 
 def _blocks_begun(blocks: Sequence[int], start: int, end: int) -> Sequence[int]:

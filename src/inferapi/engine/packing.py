@@ -66,7 +66,24 @@ def pack_linears(model: nn.Module) -> None:
             else:
                 continue
             setattr(parent, name, PackedLinear(weight, child.bias))
-    # What is left lies in the mapped weights file; as long as one tensor does, all its pages count as ours.
+    settle(model)
+
+
+def largest_list(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers: the children of the list that holds most of the model."""
+    lists: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=_num_parameters).children()) if lists else []
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in module.parameters())
+
+
+def settle(model: nn.Module) -> None:
+    """Let go of the weights file, once what is large in it was packed.
+
+    As long as one tensor lies in the mapped file, all its pages count as ours.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
     with suppress(AttributeError, OSError):  # not glibc

@@ -21,6 +21,8 @@ from inferapi.engine.attention import PagedAttention, UnsupportedAttentionError,
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
 from inferapi.engine.loop import is_out_of_memory
 from inferapi.engine.model_runner import BatchedRunner
+from inferapi.engine.native.attention import NativeAttention, can_attend
+from inferapi.engine.native.kernels import Kernels
 from inferapi.engine.request import Request
 from inferapi.engine.scheduler import Plan, Segment
 
@@ -55,6 +57,7 @@ class _Probe:
 
     layers: dict[int, LayerShape]
     devices: dict[int, torch.device]
+    query_heads: dict[int, int]
     needs_plain_formula: bool = False
 
     def __call__(
@@ -77,19 +80,29 @@ class _Probe:
             raise UnsupportedAttentionError("its keys and values differ in number")
         self.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], sliding_window)
         self.devices[layer] = key.device
+        self.query_heads[layer] = query.shape[1]
         self.needs_plain_formula |= softcap is not None or s_aux is not None
         return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
 
 
-def make_batched_runner(model: PreTrainedModel, num_blocks: int, *, flash: bool) -> Paged:
+def make_batched_runner(
+    model: PreTrainedModel,
+    num_blocks: int,
+    *,
+    flash: bool,
+    kernels: Kernels | None = None,
+    max_step_tokens: int = 0,
+) -> Paged:
     """Give the model a paged cache of ``num_blocks`` and prove that it computes the same.
+
+    ``kernels`` attend in steps of up to ``max_step_tokens``.
 
     Raises:
         NotPageableError: it does not; the model is as it was.
     """
     own_attention = model.config._attn_implementation  # noqa: SLF001 - there is no public name for it
     try:
-        return _make(model, num_blocks, flash=flash)
+        return _make(model, num_blocks, flash=flash, kernels=kernels, max_step_tokens=max_step_tokens)
     except NotPageableError:
         model.set_attn_implementation(own_attention)
         raise
@@ -102,13 +115,15 @@ def make_batched_runner(model: PreTrainedModel, num_blocks: int, *, flash: bool)
         raise NotPageableError(f"its forward pass does not take flattened batches ({type(error).__name__})") from error
 
 
-def _make(model: PreTrainedModel, num_blocks: int, *, flash: bool) -> Paged:
+def _make(
+    model: PreTrainedModel, num_blocks: int, *, flash: bool, kernels: Kernels | None, max_step_tokens: int
+) -> Paged:
     _refuse_by_config(model)
     tokens = _rehearsal_tokens(model)
     with torch.inference_mode():
-        input_ids = torch.tensor([tokens], device=next(model.get_input_embeddings().parameters()).device)
+        input_ids = torch.tensor([tokens], device=model.device)
         expected = model(input_ids=input_ids, use_cache=False).logits[0].float()
-        probe = _Probe({}, {})
+        probe = _Probe({}, {}, {})
         _use(model, probe)
         model(input_ids=input_ids[:, :2], position_ids=torch.arange(2, device=input_ids.device)[None], use_cache=False)
     if sorted(probe.layers) != list(range(len(probe.layers))) or not probe.layers:
@@ -116,10 +131,19 @@ def _make(model: PreTrainedModel, num_blocks: int, *, flash: bool) -> Paged:
     layers = [probe.layers[index] for index in range(len(probe.layers))]
     devices = [probe.devices[index] for index in range(len(probe.layers))]
     cache = KvCache(layers, num_blocks, model.dtype, devices)
-    attention = PagedAttention(layers, cache, flash=flash and not probe.needs_plain_formula)
+    query_heads = [probe.query_heads[index] for index in range(len(probe.layers))]
+    native = None
+    if kernels is not None and not probe.needs_plain_formula and can_attend(layers, query_heads, model.dtype):
+        native = NativeAttention(kernels, layers, query_heads, cache, max_step_tokens)
+    attention = PagedAttention(layers, cache, flash=flash and not probe.needs_plain_formula, native=native)
     _use(model, attention)
-    runner = BatchedRunner(model, attention, cache)
-    _rehearse(runner, tokens, expected, _TOLERANCE.get(model.dtype, _HALF_TOLERANCE))
+    runner = BatchedRunner(model, attention, cache, kernels if native is not None else None)
+    tolerance = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
+    if native is not None and _rehearse(runner, tokens, expected) > tolerance:
+        runner.stop_repeating()
+    difference = _rehearse(runner, tokens, expected)
+    if not difference <= tolerance:
+        raise NotPageableError(f"in flattened batches its logits differ by {difference:.2g}")
     return Paged(runner, num_blocks, probe.needs_plain_formula)
 
 
@@ -144,12 +168,12 @@ def _use(model: PreTrainedModel, attention: Any) -> None:
 
 
 def _rehearsal_tokens(model: PreTrainedModel) -> list[int]:
-    vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
     return [(7919 * index + 11) % vocabulary for index in range(_REHEARSAL_TOKENS)]
 
 
-def _rehearse(runner: BatchedRunner, tokens: Sequence[int], expected: torch.Tensor, tolerance: float) -> None:
-    """Compute ``tokens`` in two chunks and then one by one, beside another request, and compare the logits."""
+def _rehearse(runner: BatchedRunner, tokens: Sequence[int], expected: torch.Tensor) -> float:
+    """Compute ``tokens`` in two chunks and then one by one, beside another request: how far the logits are off."""
     blocks_each = -(-_REHEARSAL_TOKENS // BLOCK_TOKENS)
     subject, other = (Request(n, [], _REHEARSAL_TOKENS, SamplingParams(), 0.0) for n in range(2))
     subject.blocks = list(range(blocks_each))
@@ -168,8 +192,7 @@ def _rehearse(runner: BatchedRunner, tokens: Sequence[int], expected: torch.Tens
         decodes = tuple(segment for segment in segments if segment.length == 1)
         plan = Plan(decodes, tuple(segment for segment in segments if segment.length > 1))
         worst = max(worst, _difference(runner.run(plan)[1], expected[subject_end - 1]))
-    if not worst <= tolerance:
-        raise NotPageableError(f"in flattened batches its logits differ by {worst:.2g}")
+    return worst
 
 
 def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from inferapi.domain.generation import FinishReason, SamplingParams, Timings, Usage
 from inferapi.engine.prefix_cache import block_digest, salt_digest
+from inferapi.engine.seen_tokens import SeenTokens
 
 
 class Phase(StrEnum):
@@ -51,6 +52,7 @@ class Request:
     first_token_s: float | None = None
     finish_reason: FinishReason | None = None
     random: random.Random = field(init=False)
+    seen: SeenTokens = field(init=False, default_factory=SeenTokens)
     _digests: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:

@@ -5,137 +5,135 @@ request draws one uniform number a token, and the token is where that number fal
 (inverse transform sampling). Filters follow transformers' order: repetition penalty (Keskar et al. 2019,
 section 4.1), temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024).
 
-Shapes: ``R`` rows, ``V`` vocabulary, ``K`` candidates kept for filtering.
+Shapes: ``R`` rows, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
 import torch
 
+from inferapi.domain.generation import SamplingParams
+from inferapi.engine.draws import FromAll, FromFiltered, Workspace
 from inferapi.engine.request import Request
 
-_CANDIDATES = 512
 _GREEDY_BELOW = 1e-5  # a division by less overflows; the likeliest token is what is meant
+
+_Draw = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Sampler:
-    """Chooses the next token of every row in a few passes over the whole batch."""
+    """Chooses the next token of every row in a few passes over the rows that choose alike.
+
+    Who chooses alike is found out once, for as long as the same requests come.
+    """
 
     def __init__(self, eos_token_ids: Collection[int]) -> None:
         self._eos_token_ids = sorted(eos_token_ids)
+        self._workspace = Workspace()
+        self._requests: list[Request] = []
+        self._groups: list[_Group] = []
 
-    @torch.inference_mode()  # the logits are inference tensors, and are changed in place
+    @torch.inference_mode()  # the logits are inference tensors
     def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
-        """The next token of each request, from its row of ``logits`` ``[R, V]`` (changed in place)."""
-        logits = logits.float()
-        self._penalize(logits, requests)
-        for row, request in enumerate(requests):
-            if request.num_completion_tokens < request.sampling.min_new_tokens:
-                logits[row, self._eos_token_ids] = float("-inf")
-        rows_by_way: dict[_Choose, list[int]] = {}
-        for row, request in enumerate(requests):
-            rows_by_way.setdefault(_way(request), []).append(row)
+        """The next token of each request, from its row of ``logits`` ``[R, V]``."""
+        if self._requests != requests:  # compares who they are, not what is in them
+            self._requests = list(requests)
+            self._groups = _grouped(self._requests, logits.device)
+        if len(self._groups) == 1:
+            return self._choose(logits, self._groups[0])
         tokens = [0] * len(requests)
-        for choose, rows in rows_by_way.items():
-            part = logits if len(rows) == len(requests) else logits[rows]
-            for row, token in zip(rows, choose(part, [requests[row] for row in rows]), strict=True):
+        for group in self._groups:
+            for row, token in zip(group.rows, self._choose(logits[group.rows], group), strict=True):
                 tokens[row] = token
         return tokens
 
-    def _penalize(self, logits: torch.Tensor, requests: Sequence[Request]) -> None:
-        for row, request in enumerate(requests):
-            penalty = request.sampling.repetition_penalty
-            if penalty != 1.0:
-                seen = torch.tensor(request.tokens, device=logits.device)
-                scores = logits[row, seen]
-                logits[row, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    def _choose(self, logits: torch.Tensor, group: _Group) -> list[int]:
+        if group.takes_logits_as_they_are:
+            return likeliest(logits)
+        vocabulary = logits.shape[-1]
+        logits = self._workspace.floats(logits)
+        if group.has_penalties:
+            penalize(logits, group.requests)
+        if group.has_minima:
+            self._forbid_ends(logits, group.requests)
+        if group.draw is None:
+            return likeliest(logits)
+        draws = torch.tensor([r.random.random() for r in group.requests], dtype=torch.float64, device=logits.device)
+        tokens = group.draw(logits, draws, self._workspace.spare(len(logits)))
+        chosen: list[int] = tokens.clamp_(max=vocabulary - 1).tolist()  # where the logits are NaN, it may be padding
+        return chosen
+
+    def _forbid_ends(self, logits: torch.Tensor, requests: Sequence[Request]) -> None:
+        rows = [row for row, r in enumerate(requests) if r.num_completion_tokens < r.sampling.min_new_tokens]
+        if rows:
+            logits[torch.tensor(rows)[:, None], torch.tensor(self._eos_token_ids, dtype=torch.long)] = float("-inf")
 
 
-_Choose = Callable[[torch.Tensor, Sequence[Request]], list[int]]
+class _Group:
+    """Requests of a batch that choose alike; ``rows`` are theirs. ``draw`` is none where the likeliest is taken."""
+
+    def __init__(self, rows: list[int], requests: list[Request], draw: _Draw | None) -> None:
+        self.rows = rows
+        self.requests = requests
+        self.draw = draw
+        self.has_penalties = requests[0].sampling.repetition_penalty != 1.0
+        self.has_minima = any(request.sampling.min_new_tokens for request in requests)
+        self.takes_logits_as_they_are = draw is None and not self.has_penalties and not self.has_minima
 
 
-def _way(request: Request) -> _Choose:
-    sampling = request.sampling
-    if sampling.temperature < _GREEDY_BELOW:
-        return _choose_likeliest
-    if sampling.top_k == 0 and sampling.top_p >= 1 and sampling.min_p <= 0:
-        return _choose_from_all
-    return _choose_from_filtered
+def _grouped(requests: Sequence[Request], device: torch.device) -> list[_Group]:
+    rows_of: dict[tuple[type[FromAll | FromFiltered] | None, bool], list[int]] = {}
+    for row, request in enumerate(requests):
+        is_penalized = request.sampling.repetition_penalty != 1.0
+        rows_of.setdefault((_way(request.sampling), is_penalized), []).append(row)
+    groups = []
+    for (way, _), rows in rows_of.items():
+        alike = [requests[row] for row in rows]
+        draw = way([request.sampling for request in alike], device) if way else None
+        groups.append(_Group(rows, alike, draw))
+    return groups
 
 
-def _choose_likeliest(logits: torch.Tensor, _: Sequence[Request]) -> list[int]:
-    return logits.argmax(-1).tolist()
+def _way(params: SamplingParams) -> type[FromAll | FromFiltered] | None:
+    if params.temperature < _GREEDY_BELOW:
+        return None
+    if params.top_k == 0 and params.top_p >= 1 and params.min_p <= 0:
+        return FromAll
+    return FromFiltered
 
 
-def _choose_from_all(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
-    """Draw from the softmax of each row of ``logits`` ``[R, V]``."""
-    scaled, draws = _scale_and_draw(logits, requests)
-    return _invert(torch.softmax(scaled, -1).cumsum(-1), draws).tolist()
+def likeliest(logits: torch.Tensor) -> list[int]:
+    """The likeliest token of each row of ``logits`` ``[R, V]``, the first of several.
 
-
-def _choose_from_filtered(logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
-    """Draw from each row's kept tokens, looking at the likeliest candidates only where they suffice."""
-    scaled, draws = _scale_and_draw(logits, requests)
-    vocabulary = scaled.shape[-1]
-    width = min(vocabulary, max(_CANDIDATES, *(2 * request.sampling.top_k for request in requests)))
-    tokens, sufficed = _filter_and_draw(scaled, draws, requests, width)
-    for row, enough in enumerate(sufficed):
-        if not enough:
-            again = slice(row, row + 1)
-            tokens[again], _ = _filter_and_draw(scaled[again], draws[again], requests[again], vocabulary)
+    On a CPU not by torch, whose search is ten times slower for want of vector instructions (torch 2.13).
+    """
+    tokens: list[int]
+    if logits.device.type != "cpu":
+        tokens = logits.argmax(-1).tolist()
+        return tokens
+    if logits.dtype in {torch.bfloat16, torch.float16}:
+        # Sign and magnitude: above zero, numbers of 16 bits come in the order of their bits, and all others are less.
+        bits = logits.view(torch.int16).numpy()
+        tokens = bits.argmax(-1).tolist()
+        if bits[np.arange(len(bits)), tokens].min(initial=1) > 0:
+            return tokens
+        logits = logits.float()
+    tokens = logits.numpy().argmax(-1).tolist()
     return tokens
 
 
-def _scale_and_draw(logits: torch.Tensor, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits over temperature ``[R, V]``, and one uniform number a row ``[R]``."""
-    temperature = torch.tensor([request.sampling.temperature for request in requests], device=logits.device)
-    draws = torch.tensor([request.random.random() for request in requests], device=logits.device)
-    return logits / temperature[:, None], draws
-
-
-def _filter_and_draw(
-    scaled: torch.Tensor, draws: torch.Tensor, requests: Sequence[Request], width: int
-) -> tuple[list[int], list[bool]]:
-    """Filter the ``width`` likeliest tokens; also whether no token beyond them could have been kept."""
-    device, vocabulary = scaled.device, scaled.shape[-1]
-    top_k = torch.tensor([r.sampling.top_k or vocabulary for r in requests], device=device)[:, None]
-    top_p = torch.tensor([r.sampling.top_p for r in requests], device=device)[:, None]
-    min_p = torch.tensor([r.sampling.min_p for r in requests], device=device)[:, None]
-
-    values, ids = _candidates(scaled, width)
-    last = values[:, -1]
-    among_k = torch.arange(width, device=device) < top_k
-    values = values.masked_fill(~among_k, float("-inf"))
-    everything = torch.where(top_k <= width, values.logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True))
-    probabilities = torch.exp(values - everything)
-    likelier = probabilities.cumsum(-1) - probabilities  # mass of the tokens before this one
-    # top_p 1 keeps all, also where rounding makes the mass before the last tokens reach 1.
-    kept = among_k & ((likelier < top_p) | (top_p >= 1)) & (probabilities >= min_p * probabilities[:, :1])
-    kept[:, 0] = True
-    positions = _invert((probabilities * kept).cumsum(-1), draws)
-    # Tokens as likely as the last candidate may lie beyond; they matter if one of them was kept.
-    sufficed = (values.masked_fill(~kept, float("inf")).amin(-1) > last) | (width == vocabulary)
-    return ids.gather(-1, positions[:, None])[:, 0].tolist(), sufficed.tolist()
-
-
-def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The likeliest ``width`` tokens of each row, ``[R, K]`` values and ids, descending; equal ones by id.
-
-    ``topk`` alone leaves equal values in an order that depends on the batch, and bf16 makes many of them equal.
-    """
-    values, ids = scaled.topk(width)
-    by_id = ids.argsort(-1)
-    values, order = values.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(-1, by_id).gather(-1, order)
-
-
-def _invert(cumulative: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The first position in each row of ``cumulative`` ``[R, K]`` beyond ``draws`` of its last value."""
-    total = cumulative[:, -1:].contiguous()
-    positions = torch.searchsorted(cumulative, draws[:, None].to(cumulative.dtype) * total, right=True)
-    # Rounding may put a draw of almost 1 at the total itself: then it is the first position that reaches it.
-    last = torch.searchsorted(cumulative, total)
-    # NaN compares with nothing: whatever the model computed, a position is one of the row.
-    return torch.minimum(positions, last).clamp_(max=cumulative.shape[-1] - 1)[:, 0]
+def penalize(logits: torch.Tensor, requests: Sequence[Request]) -> None:
+    """Make the tokens that each request has seen less likely in its row of ``logits`` ``[R, V]``, in place."""
+    seen = [request.seen.follow(request.tokens) for request in requests]
+    counts = [len(ids) for ids in seen]
+    starts = np.arange(len(requests)) * logits.shape[-1]
+    penalties = np.asarray([request.sampling.repetition_penalty for request in requests], dtype=np.float32)
+    positions = torch.from_numpy(np.concatenate(seen) + np.repeat(starts, counts)).to(logits.device)
+    penalty = torch.from_numpy(np.repeat(penalties, counts)).to(logits.device)
+    flat = logits.view(-1)
+    # All are read before any is written: a token that was seen twice is penalized once.
+    scores = flat.index_select(0, positions)
+    flat.scatter_(0, positions, torch.where(scores < 0, scores * penalty, scores / penalty))

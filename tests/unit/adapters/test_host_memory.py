@@ -96,6 +96,28 @@ def test_the_processor_says_whether_it_computes_in_bf16(tmp_path, text, expected
     assert HostMemoryProbe(tmp_path, cpuinfo).device().supports_bfloat16 is expected
 
 
+@pytest.mark.parametrize("has_compiler", [True, False])
+def test_a_processor_with_the_features_can_have_native_kernels_if_there_is_a_compiler(
+    tmp_path, monkeypatch, has_compiler
+):
+    cpuinfo, compiler = tmp_path / "cpuinfo", tmp_path / "c++"
+    cpuinfo.write_text(X86.format("avx512bw avx512vl avx512dq avx512_bf16 avx512_vnni"), encoding="ascii")
+    compiler.write_text("#!/bin/sh\n", encoding="ascii")
+    compiler.chmod(0o755 if has_compiler else 0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    device = HostMemoryProbe(tmp_path, cpuinfo).device()
+    assert (device.native_kernels, "compiler" in device.native_kernels_reason) == (has_compiler, not has_compiler)
+
+
+def test_a_processor_without_the_features_cannot_and_says_which(tmp_path, cpuinfo):
+    device = HostMemoryProbe(tmp_path, cpuinfo).device()
+    assert (device.native_kernels, device.native_kernels_reason) == (
+        False,
+        "this processor lacks avx512bw, avx512vl, avx512dq, avx512_vnni",
+    )
+
+
 def test_a_machine_without_cpuinfo_is_taken_to_have_no_bf16(tmp_path):
     device = HostMemoryProbe(tmp_path, tmp_path / "nothing").device()
     assert (device.supports_bfloat16, device.kind, device.count) == (False, DeviceKind.CPU, 1)

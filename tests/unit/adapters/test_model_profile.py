@@ -6,7 +6,7 @@ import pytest
 
 from inferapi.adapters.model_profile import Tensor, profile, refuse_hostile
 from inferapi.domain.errors import ModelInvalid, RemoteCodeRefused
-from inferapi.domain.model import LayerShape, ModelRef
+from inferapi.domain.model import LayerShape, LinearShape, ModelRef
 
 REF = ModelRef("org/name")
 EMBEDDING = {"embed.weight": Tensor("BF16", (100, 64), 12_800)}
@@ -218,6 +218,51 @@ def test_different_shapes_of_linear_layers_are_counted_and_those_of_experts_apar
     }
     found = profile(REF, llama, EMBEDDING | tensors)
     assert (found.matrix_shapes, found.expert_shapes) == (3, 1)  # with the output layer's
+
+
+def test_the_weights_that_a_quantization_changes_are_matrices_of_linear_layers(llama):
+    quantized = {
+        "model.layers.0.self_attn.q_proj.weight": tensor(64, 48),
+        "model.layers.1.self_attn.q_proj.weight": tensor(64, 48),
+        "model.layers.0.mlp.gate_proj.weight": tensor(128, 64),
+        "transformer.h.0.attn.c_attn.weight": tensor(64, 192),
+        "model.layers.0.mlp.shared_experts.up_proj.weight": Tensor("F32", (32, 64), 4 * 32 * 64),
+    }
+    others = {
+        "transformer.wte.weight": tensor(100, 64),
+        "model.embed_positions.weight": tensor(512, 64),
+        "model.layers.0.input_layernorm.weight": tensor(64),
+        "model.layers.0.self_attn.q_proj.bias": tensor(64),
+        "model.layers.0.mlp.gate.weight": tensor(8, 64),
+        "model.layers.0.block_sparse_moe.experts.0.w1.weight": tensor(32, 64),
+        "model.layers.0.mlp.experts.gate_up_proj": tensor(8, 64, 64),
+        "model.layers.0.mixer.A_log": tensor(96, 8),
+        "model.layers.0.mixer.conv1d.weight": tensor(96, 1, 4),
+        "model.layers.0.table.weight": Tensor("I32", (64, 64), 4 * 64 * 64),
+    }
+    found = profile(REF, llama, EMBEDDING | OUTPUT | quantized | others)
+    assert found.linears == (
+        LinearShape(64, 48, 2),
+        LinearShape(128, 64, 1),
+        LinearShape(64, 192, 1),
+        LinearShape(32, 64, 1),
+    )
+    assert sum(linear.parameters for linear in found.linears) == 2 * 64 * 48 + 128 * 64 + 64 * 192 + 32 * 64
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "expected"),
+    [
+        ({}, OUTPUT, LinearShape(100, 64)),
+        ({"tie_word_embeddings": True}, OUTPUT, None),
+        ({}, {}, None),
+        ({}, {"transformer.output_layer.weight": tensor(104, 64)}, LinearShape(104, 64)),
+        ({}, OUTPUT | {"lm_head.bias": tensor(100)}, LinearShape(100, 64)),
+    ],
+)
+def test_an_output_layer_of_its_own_is_told_apart(llama, config, tensors, expected):
+    found = profile(REF, llama | config, EMBEDDING | tensors)
+    assert (found.output, found.linears) == (expected, ())
 
 
 def test_a_state_space_layer_keeps_a_state_and_no_tokens(llama):

@@ -115,7 +115,12 @@ async def test_a_path_that_exists_is_refused_as_one_that_does_not(client):
     [
         ({"model_name": "unknown"}, 404, "model_not_found"),
         ({"model_name": "gpt2", "dtype": "int3"}, 422, "invalid_request"),
-        ({"model_name": "gpt2", "quantization": "int4"}, 422, "invalid_request"),
+        ({"model_name": "gpt2", "quantization": "int3"}, 422, "invalid_request"),
+        ({"model_name": "gpt2", "quantization": "INT8"}, 422, "invalid_request"),
+        ({"model_name": "gpt2", "quantization": ""}, 422, "invalid_request"),
+        ({"model_name": "gpt2", "quantization": 8}, 422, "invalid_request"),
+        ({"model_name": "gpt2", "quantization": ["int8"]}, 422, "invalid_request"),
+        ({"model_name": "gpt2", "quantization": "int8"}, 400, "quantization_refused"),  # it has no native kernels
         ({"model_name": "gpt2", "revision": "../x"}, 422, "invalid_request"),
         ({"model_name": "gpt2", "trust_remote_code": True}, 422, "invalid_request"),
         ({"model_name": "gpt2", "dry_run": 1}, 422, "invalid_request"),

@@ -27,6 +27,7 @@ CONTRACT = {  # design: the table of errors
     "ModelInvalid": 422,
     "UnsafeWeights": 422,
     "RemoteCodeRefused": 422,
+    "QuantizationRefused": 400,
     "InsufficientStorage": 507,
     "ModelTooLarge": 422,
     "InsufficientMemory": 503,

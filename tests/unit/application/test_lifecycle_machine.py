@@ -12,11 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fakes import GIB, make_device, settle
 from inferapi.domain.errors import HubUnavailable, ModelCrashed, ModelLoadFailed, OutOfMemory
-from inferapi.domain.model import LoadOptions
+from inferapi.domain.model import LoadOptions, Quantization
 from lifecycle_world import NAMES, World
 
 names = st.sampled_from(NAMES)
 some_names = st.sampled_from((None, *NAMES))
+some_options = st.sampled_from([None, LoadOptions("float32"), LoadOptions(quantization=Quantization.INT8)])
 pauses = st.sampled_from([None, None, None, 0, 1, 2, 3, 4])
 """Turns of the event loop until the next rule; ``None`` for as many as it takes."""
 moments = st.integers(0, 12)
@@ -103,9 +104,9 @@ class LifecycleMachine(RuleBasedStateMachine):
     def operators_at_once(self, several, pause):
         self.do(lambda: [self.operate(*operation) for operation in several], pause)
 
-    @rule(name=names, dtype=st.sampled_from([None, "float32"]), pinned=st.sampled_from([None, True]), pause=pauses)
-    def load_otherwise(self, name, dtype, pinned, pause):
-        self.do(lambda: self.world.load(name, LoadOptions(dtype) if dtype else None, pinned=pinned), pause)
+    @rule(name=names, options=some_options, pinned=st.sampled_from([None, True]), pause=pauses)
+    def load_otherwise(self, name, options, pinned, pause):
+        self.do(lambda: self.world.load(name, options, pinned=pinned), pause)
 
     @precondition(lambda self: self.world.running)
     @rule(which=choices, pause=pauses)
@@ -165,7 +166,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @rule(free_gib=st.sampled_from([3, 6, 12, 12]))
     def others_take_memory(self, free_gib):
-        self.world.probe.reading = make_device(free_bytes=free_gib * GIB)
+        self.world.probe.reading = make_device(free_bytes=free_gib * GIB, native_kernels=True)
 
     # What must always be so
 

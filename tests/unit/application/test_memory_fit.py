@@ -11,31 +11,15 @@ from inferapi.application.memory_fit import (
     Room,
     fit,
     kv_cache_bytes,
-    output_copy_bytes,
     room_for,
     target_dtype,
-    weights_bytes,
     working_bytes,
 )
-from inferapi.domain.model import DeviceKind, LayerShape, LoadOptions
-from memory_fit_models import AUTO, DEVICE, GPT2, RESERVE, SMOLLM2, needs, room
+from inferapi.domain.model import DeviceKind, LayerShape, LinearShape, LoadOptions, Quantization
+from memory_fit_models import AUTO, DEVICE, GPT2, NATIVE, ON_GPU, RESERVE, SMOLLM2, needs, room
 
-
-@pytest.mark.parametrize(
-    ("profile", "dtype", "expected"),
-    [
-        (SMOLLM2, "bfloat16", 2 * 134_515_008),
-        (SMOLLM2, "float16", 2 * 134_515_008),
-        (SMOLLM2, "float32", 4 * 134_515_008),
-        (GPT2, "bfloat16", 248_879_616),
-        (GPT2, "float32", 497_759_232),
-        (replace(GPT2, parameters_by_dtype={"F32": 10, "I64": 3, "U8": 5, "F64": 1}), "bfloat16", 22 + 24 + 5),
-        (replace(GPT2, parameters_by_dtype={"F8_E4M3": 10, "BOOL": 3}), "bfloat16", 20 + 3),
-        (replace(GPT2, prequantized=True, stored_bytes=77_000_001), "float32", 77_000_001),
-    ],
-)
-def test_weights_take_the_width_of_the_dtype_and_packed_ones_what_is_stored(profile, dtype, expected):
-    assert weights_bytes(profile, dtype) == expected
+BF16, F32 = LoadOptions("bfloat16"), LoadOptions("float32")
+INT8, INT4 = (LoadOptions("bfloat16", quantization) for quantization in Quantization)
 
 
 SLIDING = (LayerShape(8, 192, 128), LayerShape(2, 64, 64, window_tokens=128))
@@ -57,20 +41,6 @@ def test_the_cache_holds_keys_values_and_states_of_all_layers(profile, dtype, ex
     assert kv_cache_bytes(profile, dtype, 640) == expected
 
 
-@pytest.mark.parametrize(
-    ("profile", "dtype", "device", "expected"),
-    [
-        (SMOLLM2, "bfloat16", DeviceKind.CPU, 49_152 * 576 * 2),
-        (SMOLLM2, "float32", DeviceKind.CPU, 49_152 * 576 * 4),
-        (SMOLLM2, "float16", DeviceKind.CPU, 0),  # the CPU has no packed kernels for it
-        (SMOLLM2, "bfloat16", DeviceKind.CUDA, 0),
-        (replace(SMOLLM2, ties_output=False), "bfloat16", DeviceKind.CPU, 0),
-    ],
-)
-def test_a_tied_output_layer_is_copied_where_it_is_packed(profile, dtype, device, expected):
-    assert output_copy_bytes(profile, dtype, device) == expected
-
-
 def test_working_memory_is_a_step_and_its_kernels():
     rows, blocks = 512 + 32, 2048 // 64
     activations = rows * (6 * 576 + 4 * 1536) * 2
@@ -78,20 +48,95 @@ def test_working_memory_is_a_step_and_its_kernels():
     logits = 32 * 49_152 * (4 * 4 + 2)
     attention = 2 * 2048 * 3 * 128 * 2 + blocks * 9 * 3 * (64 + 64) * 4
     kernels = round(5 * 11.5 * MIB)
-    found = working_bytes(SMOLLM2, "bfloat16", DeviceKind.CPU, max_batch=32, kv_cache_tokens=2048)
+    found = working_bytes(SMOLLM2, BF16, DEVICE, max_batch=32, kv_cache_tokens=2048)
     assert found == activations + mask + logits + attention + kernels
 
 
+NATIVE_AT_LOAD, NATIVE_SERVING = 2 * MIB, 6 * MIB
+
+
+@pytest.mark.parametrize("options", [BF16, INT8, INT4])
+def test_native_kernels_compile_nothing_more_for_shapes_and_rows(options):
+    shapes = [
+        fit(replace(SMOLLM2, matrix_shapes=count), options, NATIVE, room(12 * GIB), max_batch=32) for count in (1, 50)
+    ]
+    assert shapes[0] == shapes[1]
+    assert shapes[0].overhead_bytes == 160 * MIB + 49_152 * 600 + NATIVE_AT_LOAD
+
+
+@pytest.mark.parametrize(("max_batch", "rows"), [(1, 1), (2, 3), (5, 15), (8, 15), (32, 63), (256, 63)])
+def test_beside_native_kernels_working_memory_has_tapes_of_all_rows(max_batch, rows):
+    native, alone = (
+        working_bytes(profile, BF16, NATIVE, max_batch=max_batch, kv_cache_tokens=2048)
+        for profile in (SMOLLM2, replace(SMOLLM2, layers=(), vocab_size=0))
+    )
+    compiled, compiled_alone = (
+        working_bytes(profile, BF16, DEVICE, max_batch=max_batch, kv_cache_tokens=2048)
+        for profile in (SMOLLM2, replace(SMOLLM2, layers=(), vocab_size=0))
+    )
+    assert (native - alone) - (compiled - compiled_alone) == rows * (30 * (9 * 576 + 2 * 1536) + 49_152) * 2
+    assert compiled_alone - alone == round(5 * 11.5 * MIB) - NATIVE_SERVING
+
+
+def test_beside_native_kernels_experts_are_still_computed_by_compiled_ones():
+    plain, mixture = (
+        fit(replace(SMOLLM2, expert_shapes=count), BF16, NATIVE, room(12 * GIB), max_batch=32) for count in (0, 2)
+    )
+    assert mixture.overhead_bytes - plain.overhead_bytes == 2 * 10 * MIB
+    assert mixture.working_bytes - plain.working_bytes == 2 * 125 * MIB
+
+
+def test_a_sequential_model_has_native_kernels_too():
+    alone = replace(SMOLLM2, sequential=True)
+    reports = [fit(alone, BF16, device, room(12 * GIB), max_batch=1) for device in (DEVICE, NATIVE)]
+    assert reports[1].overhead_bytes - reports[0].overhead_bytes == NATIVE_AT_LOAD
+    assert reports[1].working_bytes - reports[0].working_bytes == NATIVE_SERVING - round(5 * 0.5 * MIB)
+
+
+def test_in_float32_native_kernels_change_nothing():
+    reports = [fit(SMOLLM2, F32, device, room(12 * GIB), max_batch=32) for device in (DEVICE, NATIVE)]
+    assert reports[0] == reports[1]
+
+
+def test_a_report_of_quantized_weights_adds_up_to_the_byte():
+    asked = LoadOptions(quantization=Quantization.INT4)
+    report = fit(SMOLLM2, asked, NATIVE, room(12 * GIB), max_batch=32)
+    assert (report.dtype, report.quantization) == ("bfloat16", Quantization.INT4)
+    linears = 106_168_320
+    output = 49_152 * (576 + 36)
+    assert report.weights_bytes == 2 * (134_515_008 - linears) + linears * 5 // 8 + output
+    assert report.loaded_bytes == report.weights_bytes + report.overhead_bytes
+    assert report.needed_bytes == report.loaded_bytes + report.kv_cache_bytes + report.working_bytes
+    assert report.kv_cache_bytes == fit(SMOLLM2, AUTO, NATIVE, room(12 * GIB), max_batch=32).kv_cache_bytes
+
+
+@pytest.mark.parametrize("stored", ["F32", "F16"])
+def test_what_is_converted_before_it_is_quantized_must_find_room(stored):
+    converted = replace(SMOLLM2, parameters_by_dtype={stored: 10**9 + 134_515_008})
+    linears = (*SMOLLM2.linears, LinearShape(1000, 1_000_000))
+    profile = replace(converted, linears=linears)
+    tight = fit(profile, INT4, NATIVE, room(0), max_batch=32)
+    assert tight.needed_bytes == 2 * (10**9 + 134_515_008) + tight.overhead_bytes
+    mapped = replace(profile, parameters_by_dtype={"BF16": 10**9 + 134_515_008})
+    for other, options, device in ((mapped, INT4, NATIVE), (profile, BF16, NATIVE), (profile, INT4, ON_GPU)):
+        found = fit(other, options, device, room(0), max_batch=32)
+        assert found.working_bytes == working_bytes(other, options, device, max_batch=32, kv_cache_tokens=2048)
+
+
+def test_what_is_converted_is_gone_before_the_cache_is_written():
+    profile = replace(SMOLLM2, parameters_by_dtype={"F32": 134_515_008})
+    report = fit(profile, INT4, NATIVE, room(12 * GIB), max_batch=32)
+    assert report.working_bytes == working_bytes(profile, INT4, NATIVE, max_batch=32, kv_cache_tokens=32 * 1024)
+
+
 def test_on_a_gpu_working_memory_has_a_floor_and_no_kernels():
-    assert working_bytes(SMOLLM2, "bfloat16", DeviceKind.CUDA, max_batch=1, kv_cache_tokens=2048) == 512 * MIB
+    assert working_bytes(SMOLLM2, BF16, ON_GPU, max_batch=1, kv_cache_tokens=2048) == 512 * MIB
 
 
 def test_scores_in_full_grow_with_the_square_of_the_context():
     biased = replace(GPT2, sequential=True, scores_in_full=True, attention_heads=12)
     plain = replace(biased, scores_in_full=False)
-    found = [
-        working_bytes(one, "float32", DeviceKind.CPU, max_batch=4, kv_cache_tokens=1024) for one in (biased, plain)
-    ]
+    found = [working_bytes(one, F32, DEVICE, max_batch=4, kv_cache_tokens=1024) for one in (biased, plain)]
     assert found[0] - found[1] == 5 * 12 * 1024 * 1024 * 4
 
 
@@ -198,8 +243,7 @@ def test_a_full_machine_has_no_room_at_all():
 
 
 def test_what_is_taken_once_loaded_is_what_a_worker_on_that_device_measures():
-    on_gpu = replace(DEVICE, kind=DeviceKind.CUDA)
-    for profile, device in ((SMOLLM2, DEVICE), (SMOLLM2, on_gpu), (replace(SMOLLM2, sequential=True), on_gpu)):
+    for profile, device in ((SMOLLM2, DEVICE), (SMOLLM2, ON_GPU), (replace(SMOLLM2, sequential=True), ON_GPU)):
         report = fit(profile, AUTO, device, room(12 * GIB), max_batch=32)
         others = {
             (DeviceKind.CPU, False): report.overhead_bytes,

@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import GIB, MIB, make_profile
-from inferapi.application.memory_fit import alternatives, fit, hint, kv_cache_bytes, weights_bytes, working_bytes
-from inferapi.domain.model import Alternative, DeviceKind, LoadOptions
-from memory_fit_models import AUTO, DEVICE, GPT2, SMOLLM2, needs, room
+from inferapi.application.memory_advice import alternatives, hint
+from inferapi.application.memory_fit import fit, kv_cache_bytes, working_bytes
+from inferapi.application.weight_memory import quantization_problem, weights_bytes
+from inferapi.domain.model import Alternative, LinearShape, LoadOptions, Quantization
+from memory_fit_models import AUTO, DEVICE, GPT2, NATIVE, ON_GPU, SMOLLM2, needs, room
+
+INT8, INT4 = Quantization.INT8, Quantization.INT4
 
 
 def test_a_hint_names_the_dtype_that_would_fit():
@@ -19,27 +23,27 @@ def test_a_hint_names_the_dtype_that_would_fit():
     tight = room(needs(SMOLLM2, kv_tokens=2048, options=options) - 100 * MIB)
     report = fit(SMOLLM2, options, DEVICE, tight, max_batch=32)
     assert not report.fits
-    assert hint(report, SMOLLM2) == "It would fit with dtype bfloat16."
+    assert hint(report, SMOLLM2, DEVICE, max_batch=32) == "It would fit with dtype bfloat16."
 
 
 def test_a_hint_offers_no_other_dtype_for_packed_weights():
     packed = replace(SMOLLM2, prequantized=True, stored_bytes=10 * GIB)
     report = fit(packed, LoadOptions(dtype="float32"), DEVICE, room(6 * GIB), max_batch=1)
-    assert "dtype" not in hint(report, packed)
+    assert "dtype" not in hint(report, packed, DEVICE, max_batch=1)
 
 
 def test_a_hint_tells_the_size_that_would_fit():
     huge = make_profile(parameters_by_dtype={"BF16": 10**11})
     report = fit(huge, AUTO, DEVICE, room(6 * GIB), max_batch=1)
     spare = 6 * GIB - report.working_bytes - report.overhead_bytes
-    assert hint(report, huge) == (
+    assert hint(report, huge, DEVICE, max_batch=1) == (
         f"A model of about {0.4 * spare / 1e9:.2g} billion parameters would fit in bfloat16 on cpu."
     )
 
 
 def test_a_hint_admits_that_nothing_would_fit():
     report = fit(SMOLLM2, AUTO, DEVICE, room(100 * MIB), max_batch=32)
-    assert hint(report, SMOLLM2) == "No model of a useful size would fit."
+    assert hint(report, SMOLLM2, DEVICE, max_batch=32) == "No model of a useful size would fit."
 
 
 def test_a_correction_multiplies_what_is_taken_by_loading_alone():
@@ -85,6 +89,95 @@ def test_there_is_no_alternative_without_room_nor_for_packed_weights():
     assert alternatives(packed, options, DEVICE, room(12 * GIB), max_batch=32) == ()
 
 
+LARGE = make_profile(  # 14 GB in bf16, and nearly all of it in linear layers
+    "large",
+    parameters_by_dtype={"BF16": 7_000_000_000},
+    linears=(LinearShape(4096, 4096, 400),),
+    output=LinearShape(32_000, 4096),
+)
+
+
+def ways(found: tuple[Alternative, ...]) -> list[tuple[str, Quantization | None]]:
+    return [(one.dtype, one.quantization) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (LoadOptions("float32"), [("bfloat16", None), ("float16", None), ("bfloat16", INT8), ("bfloat16", INT4)]),
+        (LoadOptions("bfloat16"), [("bfloat16", INT8), ("bfloat16", INT4)]),
+        (LoadOptions("float16"), [("bfloat16", None), ("bfloat16", INT8), ("bfloat16", INT4)]),
+        (LoadOptions("bfloat16", INT8), [("bfloat16", INT4)]),
+        (LoadOptions("bfloat16", INT4), []),
+    ],
+)
+def test_alternatives_change_the_dtype_first_then_quantize_to_int8_then_to_int4(asked, expected):
+    found = alternatives(SMOLLM2, asked, NATIVE, room(12 * GIB), max_batch=32)
+    assert ways(found) == expected
+    for one in found:
+        again = fit(SMOLLM2, LoadOptions(one.dtype, one.quantization), NATIVE, room(12 * GIB), max_batch=32)
+        assert (one.kv_cache_tokens, one.needed_bytes) == (again.kv_cache_tokens, again.needed_bytes)
+
+
+def test_only_what_fits_is_an_alternative():
+    tight = room(needs(LARGE, kv_tokens=2048, options=LoadOptions(quantization=INT4), device=NATIVE))
+    assert ways(alternatives(LARGE, AUTO, NATIVE, tight, max_batch=4)) == [("bfloat16", INT4)]
+
+
+def test_a_cpu_without_native_kernels_is_offered_no_quantization():
+    options = LoadOptions("float32")
+    assert ways(alternatives(SMOLLM2, options, DEVICE, room(12 * GIB), max_batch=32)) == [
+        ("bfloat16", None),
+        ("float16", None),
+    ]
+    report = fit(LARGE, AUTO, DEVICE, room(10 * GIB), max_batch=1)
+    assert "quantization" not in hint(report, LARGE, DEVICE, max_batch=1)
+
+
+def test_a_gpu_quantizes_in_any_dtype():
+    asked = LoadOptions("float32", INT4)
+    found = alternatives(SMOLLM2, asked, ON_GPU, room(12 * GIB), max_batch=32)
+    assert ways(found) == [("bfloat16", INT4), ("float16", INT4), ("bfloat16", INT8)]
+    found = alternatives(SMOLLM2, LoadOptions("float16"), ON_GPU, room(12 * GIB), max_batch=32)
+    assert ways(found) == [("float16", INT8), ("float16", INT4)]
+
+
+def test_a_gpu_quantizes_without_native_kernels_and_in_float16_if_it_has_no_bf16():
+    old = replace(ON_GPU, supports_bfloat16=False)
+    found = alternatives(SMOLLM2, LoadOptions("float32"), old, room(12 * GIB), max_batch=32)
+    assert ways(found)[2:] == [("float16", INT8), ("float16", INT4)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fitting", "expected"),
+    [
+        ("float32", LoadOptions("bfloat16"), "dtype bfloat16"),
+        ("float32", LoadOptions("bfloat16", INT8), "dtype bfloat16 and quantization int8"),
+        ("float32", LoadOptions("bfloat16", INT4), "dtype bfloat16 and quantization int4"),
+        ("bfloat16", LoadOptions("bfloat16", INT8), "quantization int8"),
+        ("bfloat16", LoadOptions("bfloat16", INT4), "quantization int4"),
+    ],
+)
+def test_a_hint_names_the_least_change_that_is_enough(dtype, fitting, expected):
+    tight = room(needs(LARGE, kv_tokens=2048, options=fitting, max_batch=4, device=NATIVE))
+    report = fit(LARGE, LoadOptions(dtype), NATIVE, tight, max_batch=4)
+    assert not report.fits
+    assert hint(report, LARGE, NATIVE, max_batch=4) == f"It would fit with {expected}."
+
+
+def test_a_hint_knows_what_earlier_loads_taught():
+    tight = room(needs(LARGE, kv_tokens=2048, options=LoadOptions(quantization=INT8), max_batch=4, device=NATIVE))
+    report = fit(LARGE, AUTO, NATIVE, tight, max_batch=4, correction=1.2)
+    assert hint(report, LARGE, NATIVE, max_batch=4) == "It would fit with quantization int4."
+
+
+def test_weights_that_are_stored_quantized_have_no_alternative_and_no_hint_of_one():
+    packed = replace(LARGE, prequantized=True, stored_bytes=20 * GIB)
+    report = fit(packed, AUTO, NATIVE, room(12 * GIB), max_batch=1)
+    assert alternatives(packed, AUTO, NATIVE, room(12 * GIB), max_batch=1) == ()
+    assert "quantization" not in hint(report, packed, NATIVE, max_batch=1)
+
+
 PROFILES = st.builds(
     make_profile,
     parameters_by_dtype=st.fixed_dictionaries({"BF16": st.integers(1, 10**10)}),
@@ -98,6 +191,10 @@ PROFILES = st.builds(
     matrix_shapes=st.integers(1, 20),
 )
 DTYPES = st.sampled_from(["bfloat16", "float16", "float32"]).map(LoadOptions)
+OPTIONS = st.builds(
+    LoadOptions, st.sampled_from(["bfloat16", "float16", "float32"]), st.sampled_from([None, INT8, INT4])
+)
+DEVICES = st.sampled_from([DEVICE, NATIVE, ON_GPU])
 AVAILABLE = st.integers(0, 15 * GIB)
 
 
@@ -118,10 +215,9 @@ def test_more_room_never_gives_a_smaller_cache(profile, options, available, more
 @given(PROFILES, DTYPES, st.integers(0, 10**10), st.integers(0, 10_000))
 def test_more_parameters_and_more_tokens_never_need_less(profile, options, more, tokens):
     larger = replace(profile, parameters_by_dtype={"BF16": profile.parameters_by_dtype["BF16"] + more})
-    assert weights_bytes(larger, options.dtype) >= weights_bytes(profile, options.dtype)
+    assert weights_bytes(larger, options, DEVICE) >= weights_bytes(profile, options, DEVICE)
     working = [
-        working_bytes(profile, options.dtype, DeviceKind.CPU, max_batch=8, kv_cache_tokens=64 + extra)
-        for extra in (0, tokens)
+        working_bytes(profile, options, DEVICE, max_batch=8, kv_cache_tokens=64 + extra) for extra in (0, tokens)
     ]
     assert working[0] <= working[1]
     assert kv_cache_bytes(profile, options.dtype, 64) <= kv_cache_bytes(profile, options.dtype, 64 + tokens)
@@ -135,8 +231,9 @@ def test_a_larger_correction_never_needs_less(profile, options, one, other):
     assert low.needed_bytes <= high.needed_bytes
 
 
-@given(PROFILES, DTYPES, AVAILABLE)
-def test_an_alternative_always_fits(profile, options, available):
-    for one in alternatives(profile, options, DEVICE, room(available), max_batch=8):
+@given(PROFILES, OPTIONS, DEVICES, AVAILABLE)
+def test_an_alternative_always_fits_and_is_never_what_was_asked_for(profile, options, device, available):
+    for one in alternatives(profile, options, device, room(available), max_batch=8):
         assert one.needed_bytes <= available
-        assert one.dtype != options.dtype
+        assert LoadOptions(one.dtype, one.quantization) != options
+        assert quantization_problem(LoadOptions(one.dtype, one.quantization), device) is None

@@ -1,0 +1,1 @@
+"""Matrix products, attention and what stands between them, compiled for this very processor. See docs/decisions."""

@@ -1,0 +1,35 @@
+"""Calls of the native kernels from Python: made one by one, or noted down to be repeated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from inferapi.engine.native.calls import Call, Library
+
+Redirect = Callable[[Call, int, tuple[Any, ...]], None]
+"""Makes a call in place of ``Kernels``: its rows, and what must live as long as the call may be repeated."""
+
+
+class Kernels:
+    """One model's way to the library. Threads are as many as PyTorch is set to, up to ``most_threads``."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.most_threads = os.cpu_count() or 1  # kernels with a scratch memory a thread have as many
+        self.redirect: Redirect | None = None
+
+    @property
+    def threads(self) -> int:
+        """How many compute."""
+        return min(torch.get_num_threads(), self.most_threads)
+
+    def run(self, call: Call, rows: int, *alive: Any) -> None:
+        """Compute ``rows`` rows now."""
+        if self.redirect is not None:
+            self.redirect(call, rows, alive)
+        else:
+            self.library.run(self.library.list_of([call]), 1, rows, self.threads)

@@ -1,0 +1,63 @@
+// Sixteen numbers at a time: conversions between bf16 and float, sums, exp. AVX-512 with its BF16 and VNNI parts.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+using bf16 = uint16_t;  // the upper half of a float
+
+namespace vectors {
+
+constexpr int LANES = 16;
+
+inline __mmask16 first(long count) {
+    return count >= LANES ? __mmask16(0xFFFF) : __mmask16((1u << count) - 1);
+}
+
+inline __m512 widen(__m256i numbers) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+}
+
+inline __m512 load(const bf16* from) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
+
+inline __m512 load(const bf16* from, __mmask16 mask) { return widen(_mm256_maskz_loadu_epi16(mask, from)); }
+
+inline void store(bf16* to, __m512 numbers, __mmask16 mask = 0xFFFF) {
+    _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(numbers));
+}
+
+inline float widen(bf16 number) {
+    union {
+        uint32_t bits;
+        float value;
+    } both = {uint32_t(number) << 16};
+    return both.value;
+}
+
+inline __m512 round_to_bf16(__m512 numbers) { return widen((__m256i)_mm512_cvtneps_pbh(numbers)); }
+
+inline __m512i pairs_or_zero(const void* from) { return _mm512_loadu_si512(from); }
+
+// e to the power of x. Cephes' expf (S. Moshier): a polynomial of degree 5 on the remainder of x over ln 2.
+inline __m512 exp(__m512 x) {
+    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.3f)), _mm512_set1_ps(88.3f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 sigmoid(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(one, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+
+}  // namespace vectors
