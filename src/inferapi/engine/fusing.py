@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -39,6 +41,8 @@ _TOLERANCE = 0.02  # relative; rounding to bf16 gives 0.003
 # A router's scores decide which experts compute at all; it is small, and stays exact.
 _ROUTERS = frozenset({"gate", "router"})
 _SAME_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
+_ROTARY = "apply_rotary_pos_emb"
+_ACTIVATIONS = {Activation.SILU: F.silu, Activation.GELU_TANH: partial(F.gelu, approximate="tanh")}
 _GATED = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -77,31 +81,24 @@ class Fuser:
         if is_tied and type(embedding) is nn.Embedding and native.packed.format is Format.BF16:
             model.set_input_embeddings(SharedEmbedding(native.packed))
 
-    def replace_rotary(self, model: nn.Module) -> Callable[[], None]:
-        """The function that the model's code turns queries and keys with; returns what puts the original back."""
-        modules = {sys.modules[type(module).__module__] for module in model.modules()}
-        places = [module for module in modules if callable(getattr(module, "apply_rotary_pos_emb", None))]
-        originals = [(place, place.apply_rotary_pos_emb) for place in places]
-        for place, original in originals:
-            native = NativeRotary(self._kernels, getattr(original, "original", original))
-            if self._rotates_alike(native):
-                place.apply_rotary_pos_emb = native
-
-        def restore() -> None:
-            for place, original in originals:
-                place.apply_rotary_pos_emb = getattr(original, "original", original)
-
-        return restore
+    def replace_rotary(self, model: nn.Module) -> None:
+        """The function that the model's code turns queries and keys with; other inputs still go to the original."""
+        for place in {sys.modules[type(module).__module__] for module in model.modules()}:
+            original = getattr(place, _ROTARY, None)
+            if callable(original) and not isinstance(original, NativeRotary):
+                native = NativeRotary(self._kernels, original)
+                if self._rotates_alike(native):
+                    setattr(place, _ROTARY, native)
 
     def _linear(self, linear: nn.Module, wanted: Format) -> NativeLinear:
         return NativeLinear(self._kernels, _packed(linear, wanted))
 
     def _fuse(self, parent: nn.Module, names: tuple[str, ...]) -> None:
-        children = [getattr(parent, name, None) for name in names]
-        if not all(_is_linear(child) for child in children):
+        children = [child for child in (getattr(parent, name, None) for name in names) if _is_linear(child)]
+        if len(children) < len(names):
             return
-        weights = [_weight(child) for child in children]
-        biases = [child.bias for child in children]  # type: ignore[union-attr]
+        weights: list[torch.Tensor] = [_weight(child) for child in children]
+        biases: list[torch.Tensor] = [child.bias for child in children]
         if len({weight.shape[1] for weight in weights}) > 1 or len({bias is None for bias in biases}) > 1:
             return
         bias = None if biases[0] is None else torch.cat(biases)
@@ -112,27 +109,27 @@ class Fuser:
 
     def _replace_mlp(self, parent: nn.Module) -> None:
         for name, child in list(parent.named_children()):
-            linears = [getattr(child, linear, None) for linear in _GATED]
-            if {inner for inner, _ in child.named_children()} - {"act_fn"} == set(_GATED) and all(
-                map(_is_linear, linears)
-            ):
+            linears = [inner for inner in (getattr(child, linear, None) for linear in _GATED) if _is_linear(inner)]
+            others = {inner for inner, _ in child.named_children()} - {"act_fn"} - set(_GATED)
+            if len(linears) == len(_GATED) and not others and isinstance(getattr(child, "act_fn", None), nn.Module):
                 act = self._activation(child)
                 if act is not None:
                     gate, up, down = (_packed(linear, self._format) for linear in linears)
                     setattr(parent, name, GatedMlp(self._kernels, gate, up, NativeLinear(self._kernels, down), act))
 
     def _activation(self, mlp: nn.Module) -> Activation | None:
-        """What its gate goes through, found by trying; the same for all blocks of the class."""
-        key = (type(mlp), type(getattr(mlp, "act_fn", None)))
+        """What its gate goes through, if it is a gated block at all, found by trying; the same for all of its class."""
+        key = (type(mlp), type(mlp.act_fn))
         if key not in self._activations:
+            points = torch.linspace(-6, 6, 97)
+            found = [
+                act for act, function in _ACTIVATIONS.items() if _equal(mlp.get_submodule("act_fn"), function, points)
+            ]
             gate, up, down = (_packed(getattr(mlp, name), Format.BF16) for name in _GATED)
             inputs = self._trial(gate.inputs)
-            expected = mlp(inputs)
-            found = [
-                act
-                for act in Activation
-                if _alike(GatedMlp(self._kernels, gate, up, NativeLinear(self._kernels, down), act)(inputs), expected)
-            ]
+            for act in found[:1]:
+                native = GatedMlp(self._kernels, gate, up, NativeLinear(self._kernels, down), act)
+                found = [act] if _alike(native(inputs), mlp(inputs)) else []
             self._activations[key] = found[0] if found else None
         return self._activations[key]
 
@@ -157,9 +154,7 @@ class Fuser:
 
     def _rotates_alike(self, native: NativeRotary) -> bool:
         heads, dim = (3, 2), 64
-        queries, keys = (
-            self._trial(dim * count).view(1, _TRIAL_ROWS, count, dim).transpose(1, 2) for count in heads
-        )
+        queries, keys = (self._trial(dim * count).view(1, _TRIAL_ROWS, count, dim).transpose(1, 2) for count in heads)
         angle = self._trial(dim)
         try:
             expected = native.original(queries, keys, angle.cos(), angle.sin())
@@ -171,7 +166,9 @@ class Fuser:
         return torch.randn((1, _TRIAL_ROWS, width), generator=self._random).bfloat16()
 
 
-def fuse(model: PreTrainedModel, kernels: Kernels, quantization: str | None, begins: Callable[[nn.Module], None]) -> None:
+def fuse(
+    model: PreTrainedModel, kernels: Kernels, quantization: str | None, begins: Callable[[nn.Module], None]
+) -> None:
     """Replace what can be, layer by layer; ``begins`` is told of each layer before."""
     fuser = Fuser(kernels, quantization)
     with torch.inference_mode():
@@ -184,9 +181,17 @@ def fuse(model: PreTrainedModel, kernels: Kernels, quantization: str | None, beg
     settle(model)
 
 
-def _is_linear(module: object) -> bool:
+def packed_bytes(model: nn.Module) -> int:
+    """What the packed weights take, beside the parameters and buffers that are left."""
+    modules = list(model.modules())
+    packed = [module.packed for module in modules if isinstance(module, NativeLinear)]
+    packed += [weight for module in modules if isinstance(module, GatedMlp) for weight in module.packed]
+    return sum(weight.num_bytes for weight in packed)
+
+
+def _is_linear(module: object) -> TypeGuard[nn.Linear | Conv1D]:
     """Whether it computes what a linear layer does; subclasses may compute something else."""
-    return (type(module) is nn.Linear or type(module) is Conv1D) and can_pack(_weight(module))  # type: ignore[arg-type]
+    return (type(module) is nn.Linear or type(module) is Conv1D) and can_pack(_weight(module))
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
@@ -196,7 +201,13 @@ def _weight(module: nn.Module) -> torch.Tensor:
 
 
 def _packed(linear: nn.Module, wanted: Format) -> PackedWeight:
-    return pack(_weight(linear), linear.bias, wanted)  # type: ignore[arg-type]
+    bias = linear.bias
+    assert bias is None or isinstance(bias, torch.Tensor)  # noqa: S101 - both kinds have it
+    return pack(_weight(linear), bias, wanted)
+
+
+def _equal(function: Callable[[torch.Tensor], torch.Tensor], other: Any, points: torch.Tensor) -> bool:
+    return torch.allclose(function(points), other(points), rtol=0, atol=1e-5)  # tanh's GELU differs by 5e-4 from erf's
 
 
 def _alike(outputs: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -18,13 +18,13 @@ from inferapi.domain.errors import ModelInvalid
 from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec
 from inferapi.domain.states import ModelState, Report
 from inferapi.engine.block_pool import BlockPool
-from inferapi.engine.fusing import fuse
+from inferapi.engine.fusing import fuse, packed_bytes
 from inferapi.engine.kv_cache import BLOCK_TOKENS
 from inferapi.engine.load_progress import weights_reported
 from inferapi.engine.loop import EngineLoop, is_out_of_memory
-from inferapi.engine.model_runner import Runner
-from inferapi.engine.native.kernels import Kernels
-from inferapi.engine.native.library import NoKernelsError, load_library
+from inferapi.engine.model_runner import NATIVE_STEP_TOKENS, Runner
+from inferapi.engine.native.kernels import Kernels, load_kernels
+from inferapi.engine.native.library import NoKernelsError
 from inferapi.engine.packing import can_pack, largest_list, pack_linears
 from inferapi.engine.paging import NotPageableError, make_batched_runner
 from inferapi.engine.process_memory import memory_bytes
@@ -35,7 +35,7 @@ from inferapi.engine.sequential_runner import SequentialRunner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CHUNK_BESIDE_DECODES_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
+_STEP_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
 _LARGE_BYTES = 2 * 1000**3
 _TOKENIZER_BYTES, _TOKENIZER_FILE_FACTOR = 32 * 1024**2, 32  # twice what SmolLM2's takes, whose file has 2 MB
 
@@ -93,6 +93,7 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
     kernels, kernels_name, kernels_reason = _choose_kernels(spec, model)
     if kernels is not None:
         fuse(model, kernels, spec.quantization, _packing_reported(weights_bytes, report))
+        weights_bytes = _weights_bytes(model) + packed_bytes(model)
     elif kernels_name == "onednn":
         _pack(model, weights_bytes, report)
     flash = attention == "flash_attention_2"
@@ -116,11 +117,14 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
     except NotPageableError as error:
         runner, pool, batching_reason = SequentialRunner(model), None, str(error)
     context_window = _context_window(model, tokenizer, pool, spec)
+    step_tokens, idle_step_tokens = _STEP_TOKENS[spec.device], PREFILL_CHUNK_TOKENS[spec.device]
+    if pool and paged.is_native:
+        step_tokens = idle_step_tokens = NATIVE_STEP_TOKENS
     scheduler = Scheduler(
         max_slots=spec.max_batch if pool else 1,
         max_waiting=spec.max_queue,
-        chunk_tokens=_CHUNK_BESIDE_DECODES_TOKENS[spec.device] if pool else context_window,
-        idle_chunk_tokens=PREFILL_CHUNK_TOKENS[spec.device] if pool else context_window,
+        step_tokens=step_tokens if pool else context_window,
+        idle_step_tokens=idle_step_tokens if pool else context_window,
         pool=pool,
     )
     report(ModelState.WARMING, weights_bytes, weights_bytes)
@@ -201,7 +205,7 @@ def _choose_kernels(spec: EngineSpec, model: PreTrainedModel) -> tuple[Kernels |
     reason = f"the native kernels compute in bfloat16, not in {str(model.dtype).removeprefix('torch.')}"
     if model.dtype is torch.bfloat16:
         try:
-            return Kernels(load_library()), "native", ""
+            return load_kernels(), "native", ""
         except NoKernelsError as error:
             reason = str(error)
     if spec.quantization is not None:

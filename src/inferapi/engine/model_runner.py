@@ -11,7 +11,7 @@ import torch
 from inferapi.engine.attention import PagedAttention
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
 from inferapi.engine.native.kernels import Kernels
-from inferapi.engine.native.tape import NotRepeatableError, Tape, record
+from inferapi.engine.native.tape import NotRepeatableError, Size, Tape, record
 from inferapi.engine.request import Request
 from inferapi.engine.scheduler import Plan
 
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TAPE_ROWS = (1, 2, 4, 8, 16, 32)  # the tensors of a tape are kept: so many tokens' activations, all in all
+NATIVE_STEP_TOKENS = 64
+"""What the native kernels compute in a step: they are as fast a token as with many more, and a step is soon over."""
+
+# The tensors of a tape are kept: the activations of so many tokens, all in all. Outputs are one more than tokens, since
+# the two must differ, up to a full batch.
+_TAPE_TOKENS = (1, 2, 4, 8, 16, 32, NATIVE_STEP_TOKENS)
+_MOST_OUTPUTS = 33
 
 
 class Runner(Protocol):
@@ -38,7 +44,7 @@ class Runner(Protocol):
 class BatchedRunner:
     """Flattens all tokens of a plan into one row; positions and blocks tell the requests apart.
 
-    Steps of decodes alone are written down, see ``native/tape.py``, and then repeated, if ``kernels`` are there.
+    Steps of few tokens are written down, see ``native/tape.py``, and then repeated, if ``kernels`` are there.
     """
 
     def __init__(
@@ -50,7 +56,7 @@ class BatchedRunner:
         self._device = model.device
         self._last_device = cache.keys[-1].device  # another one where a model is spread over several GPUs
         self._kernels = kernels
-        self._tapes: dict[int, tuple[Tape, torch.Tensor, torch.Tensor]] = {}
+        self._tapes: dict[int, tuple[Tape, Sequence[torch.Tensor]]] = {}
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> torch.Tensor:
@@ -71,14 +77,14 @@ class BatchedRunner:
         if not self._attention.is_native:  # native kernels never look at what is masked
             self._cache.clean(fresh)
         self._attention.begin(plan)
-        if self._kernels is not None and not plan.prefills and len(tokens) <= _TAPE_ROWS[-1]:
-            logits = self._repeat(tokens, positions)
+        if self._kernels is not None and len(tokens) <= _TAPE_TOKENS[-1] and len(last) <= _MOST_OUTPUTS:
+            logits = self._repeat(tokens, positions, last)
             if logits is not None:
                 return logits
         # With nothing to sample one row is computed all the same: 0 would mean all of them.
-        keep = torch.tensor(last or [len(tokens) - 1], device=self._last_device)
-        input_ids = torch.tensor([tokens], device=self._device)
-        return self._forward(input_ids, torch.tensor([positions], device=self._device), keep)[: len(last)]
+        inputs = ([tokens], [positions], last or [len(tokens) - 1])
+        devices = (self._device, self._device, self._last_device)
+        return self._forward(*map(_tensor, inputs, devices))[: len(last)]
 
     def release(self, request: Request) -> None:
         """Nothing to do: the scheduler gives the blocks back."""
@@ -88,34 +94,39 @@ class BatchedRunner:
         self._tapes.clear()
         self._kernels = None
 
-    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
+    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         output = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=keep)
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def _repeat(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor | None:
-        """Logits of decodes from a tape, which is made when it is first wanted; ``None`` if there can be none."""
+    def _repeat(self, tokens: Sequence[int], positions: Sequence[int], last: Sequence[int]) -> torch.Tensor | None:
+        """Logits from a tape, which is made when it is first wanted; ``None`` if there can be none."""
         assert self._kernels is not None  # noqa: S101 - asked before
-        used = len(tokens)
-        rows = next(rows for rows in _TAPE_ROWS if rows >= used)
-        if rows not in self._tapes:
-            inputs = torch.zeros((1, rows), dtype=torch.long), torch.zeros((1, rows), dtype=torch.long)
-            _fill(inputs, tokens, positions)
+        most = next(most for most in _TAPE_TOKENS if most >= len(tokens))
+        if most not in self._tapes:
+            size = Size(most, min(most + 1, _MOST_OUTPUTS), len(tokens), len(last))
+            shapes = ((1, size.tokens), (1, size.tokens), (size.outputs,))
+            input_ids, position_ids, keep = inputs = [torch.zeros(shape, dtype=torch.long) for shape in shapes]
+            _fill(inputs, tokens, positions, last)
             try:
-                tape = record(self._kernels, lambda: self._forward(*inputs, 0), inputs, rows, used)
+                tape = record(self._kernels, lambda: self._forward(input_ids, position_ids, keep), inputs, size)
             except NotRepeatableError as error:
                 log.info("steps are not repeated: %s", error)
                 self.stop_repeating()
                 return None
-            self._tapes[rows] = (tape, *inputs)
-        tape, *inputs = self._tapes[rows]
-        _fill(inputs, tokens, positions)
-        return tape.repeat(used)[:used]
+            self._tapes[most] = tape, inputs
+        tape, static = self._tapes[most]
+        _fill(static, tokens, positions, last)
+        return tape.repeat(len(tokens), len(last))
 
 
-def _fill(inputs: Sequence[torch.Tensor], tokens: Sequence[int], positions: Sequence[int]) -> None:
-    for tensor, numbers in zip(inputs, (tokens, positions), strict=True):
-        tensor[0, : len(numbers)] = torch.tensor(numbers)
+def _tensor(numbers: object, device: torch.device) -> torch.Tensor:
+    return torch.tensor(numbers, device=device)
+
+
+def _fill(inputs: Sequence[torch.Tensor], *contents: Sequence[int]) -> None:
+    for tensor, numbers in zip(inputs, contents, strict=True):
+        tensor.view(-1)[: len(numbers)] = torch.tensor(numbers, dtype=torch.long)
 
 
 def _blocks_begun(blocks: Sequence[int], start: int, end: int) -> Sequence[int]:

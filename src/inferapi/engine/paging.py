@@ -49,6 +49,7 @@ class Paged:
     runner: BatchedRunner
     num_blocks: int
     needs_plain_formula: bool
+    is_native: bool
 
 
 @dataclass(slots=True)
@@ -144,7 +145,7 @@ def _make(
     difference = _rehearse(runner, tokens, expected)
     if not difference <= tolerance:
         raise NotPageableError(f"in flattened batches its logits differ by {difference:.2g}")
-    return Paged(runner, num_blocks, probe.needs_plain_formula)
+    return Paged(runner, num_blocks, probe.needs_plain_formula, is_native=native is not None)
 
 
 def _refuse_by_config(model: PreTrainedModel) -> None:

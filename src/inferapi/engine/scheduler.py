@@ -15,6 +15,8 @@ from inferapi.domain.errors import QueueFull
 from inferapi.engine.block_pool import BlockPool, Moves
 from inferapi.engine.request import Phase, Request
 
+_LEAST_SHARE = 4  # one part in so many
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -53,8 +55,9 @@ class Scheduler:
     Args:
         max_slots: requests that run at once.
         max_waiting: requests that may wait.
-        chunk_tokens: prompt tokens computed in a step while others decode: bounds how long they wait.
-        idle_chunk_tokens: the same while nobody decodes.
+        step_tokens: tokens computed in a step while some decode, theirs included: bounds how long they wait. Prompts
+            get a quarter of it at the least, however many decode.
+        idle_step_tokens: the same while nobody decodes.
         pool: the KV blocks; ``None`` where the model keeps its own cache.
     """
 
@@ -63,13 +66,13 @@ class Scheduler:
         *,
         max_slots: int,
         max_waiting: int,
-        chunk_tokens: int,
-        idle_chunk_tokens: int,
+        step_tokens: int,
+        idle_step_tokens: int,
         pool: BlockPool | None,
     ) -> None:
         self._max_waiting = max_waiting
-        self._chunk_tokens = chunk_tokens
-        self._idle_chunk_tokens = idle_chunk_tokens
+        self._step_tokens = step_tokens
+        self._idle_step_tokens = idle_step_tokens
         self._pool = pool
         self._free_slots = list(range(max_slots - 1, -1, -1))
         self._waiting: deque[Request] = deque()
@@ -113,16 +116,7 @@ class Scheduler:
             for request in self._running
             if request.phase is Phase.DECODE
         )
-        budget = self._chunk_tokens if decodes else self._idle_chunk_tokens
-        prefills = []
-        moves: list[Moves] = []
-        for request in self._running:
-            if budget and request.phase is Phase.PREFILL:
-                if not request.blocks:
-                    moves.append(self._adopt_blocks(request))
-                length = min(budget, request.num_uncomputed_tokens)
-                prefills.append(Segment(request, request.num_computed_tokens, length))
-                budget -= length
+        prefills, moves = self._plan_prefills(len(decodes))
         if not decodes and not prefills:
             return None
         for segment in (*decodes, *prefills):
@@ -130,6 +124,30 @@ class Scheduler:
         if self._pool is not None:
             moves.append(self._pool.collect_moves())
         return Plan(decodes, tuple(prefills), tuple(batch for batch in moves if batch))
+
+    def _plan_prefills(self, num_decodes: int) -> tuple[list[Segment], list[Moves]]:
+        """Chunks of prompts: those with the least left first, so that a short one never waits for a long one.
+
+        A quarter is the oldest prompt's, so that it is not overtaken for ever.
+        """
+        if num_decodes:
+            budget = max(self._step_tokens - num_decodes, self._step_tokens // _LEAST_SHARE)
+        else:
+            budget = self._idle_step_tokens
+        waiting = [request for request in self._running if request.phase is Phase.PREFILL]
+        kept = min(budget // _LEAST_SHARE, waiting[0].num_uncomputed_tokens) if waiting else 0
+        prefills: list[Segment] = []
+        moves: list[Moves] = []
+        for request in sorted(waiting, key=lambda request: request.num_uncomputed_tokens):
+            if request is waiting[0]:
+                kept = 0
+            if budget - kept > 0:
+                if not request.blocks:
+                    moves.append(self._adopt_blocks(request))
+                length = min(budget - kept, request.num_uncomputed_tokens)
+                prefills.append(Segment(request, request.num_computed_tokens, length))
+                budget -= length
+        return prefills, moves
 
     def advance(self, segment: Segment) -> None:
         """A segment of the last plan was computed; blocks that it filled serve later prompts from now on."""

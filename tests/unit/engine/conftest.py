@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from inferapi.domain.generation import SamplingParams
 from inferapi.engine.request import Request
+from native_kernels import compiled, kernels  # noqa: F401 - fixtures of this folder
 from tiny import byte_level_tokenizer, one_thread  # noqa: F401 - a fixture of this folder
 
 NewRequest = Callable[..., Request]

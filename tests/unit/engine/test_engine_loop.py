@@ -49,7 +49,7 @@ def engine(byte_tokenizer: Tokenizer) -> Callable[..., tuple[EngineLoop, Scripte
     ) -> tuple[EngineLoop, ScriptedRunner]:
         runner = ScriptedRunner([*byte_tokenizer.encode(says).ids, *([EOS] if end else [])], failures)
         scheduler = Scheduler(
-            max_slots=slots, max_waiting=2, chunk_tokens=8, idle_chunk_tokens=16, pool=BlockPool(100, 4)
+            max_slots=slots, max_waiting=2, step_tokens=8, idle_step_tokens=16, pool=BlockPool(100, 4)
         )
         ticks = count(1)
         loop = EngineLoop(

@@ -83,7 +83,7 @@ class FailingRunner:
 
 @pytest.mark.parametrize(("error", "is_spoiled"), [(NO_PRIMITIVE, True), (MemoryError(), False)], ids=str)
 def test_a_loop_is_spoiled_by_a_kernel_that_found_no_memory_and_by_nothing_else(error, is_spoiled):
-    scheduler = Scheduler(max_slots=1, max_waiting=1, chunk_tokens=8, idle_chunk_tokens=8, pool=BlockPool(8, 4))
+    scheduler = Scheduler(max_slots=1, max_waiting=1, step_tokens=8, idle_step_tokens=8, pool=BlockPool(8, 4))
     loop = EngineLoop(scheduler, FailingRunner(error), decode=lambda _: "", eos_token_ids=[0])
     loop.submit(Request(1, [1, 2], 2, SamplingParams(max_new_tokens=1, temperature=0.0), arrived_s=0.0))
 

@@ -36,7 +36,7 @@ class Engine:
 
     def __init__(self, blocks: int = BLOCKS) -> None:
         self.pool = BlockPool(blocks, BLOCK_TOKENS)
-        self.scheduler = Scheduler(max_slots=SLOTS, max_waiting=4, chunk_tokens=5, idle_chunk_tokens=8, pool=self.pool)
+        self.scheduler = Scheduler(max_slots=SLOTS, max_waiting=4, step_tokens=5, idle_step_tokens=8, pool=self.pool)
         self.memory: dict[tuple[int, int], tuple[object, ...]] = {}
         self.alive: list[Request] = []
         self.finished: list[Request] = []

@@ -16,8 +16,8 @@ def scheduler_of(
     return Scheduler(
         max_slots=slots,
         max_waiting=waiting,
-        chunk_tokens=chunk,
-        idle_chunk_tokens=idle_chunk,
+        step_tokens=chunk,
+        idle_step_tokens=idle_chunk,
         pool=BlockPool(blocks, BLOCK_TOKENS) if blocks else None,
     )
 
@@ -82,7 +82,7 @@ def test_with_nobody_decoding_a_prompt_is_computed_in_large_chunks(prompt) -> No
 
 
 def test_a_prompt_beside_decodes_is_computed_in_small_chunks_and_delays_nobody(prompt) -> None:
-    scheduler = scheduler_of(chunk=6, idle_chunk=16)
+    scheduler = scheduler_of(chunk=7, idle_chunk=16)
     scheduler.submit(prompt(0, 3))
     compute(scheduler.plan(0.0))
     scheduler.submit(prompt(1, 14))
@@ -101,12 +101,43 @@ def test_a_prompt_beside_decodes_is_computed_in_small_chunks_and_delays_nobody(p
     ]
 
 
-def test_prompts_share_the_budget_of_a_step_oldest_first(prompt) -> None:
+def test_however_many_decode_a_prompt_gets_a_quarter_of_a_step(prompt) -> None:
+    scheduler = scheduler_of(slots=9, chunk=8, idle_chunk=64)
+    for n in range(8):
+        scheduler.submit(prompt(n, 3))
+    compute(scheduler.plan(0.0))
+    scheduler.submit(prompt(8, 14))
+
+    assert spans(scheduler.plan(0.0))["prefills"] == [(8, 0, 2)]
+
+
+def test_prompts_share_the_budget_of_a_step_the_shortest_first(prompt) -> None:
     scheduler = scheduler_of(slots=4, idle_chunk=16)
     for n, length in enumerate((5, 9, 7, 3)):
         scheduler.submit(prompt(n, length))
 
-    assert spans(scheduler.plan(0.0))["prefills"] == [(0, 0, 5), (1, 0, 9), (2, 0, 2)]
+    assert spans(scheduler.plan(0.0))["prefills"] == [(3, 0, 3), (0, 0, 5), (2, 0, 7), (1, 0, 1)]
+
+
+def test_a_short_prompt_is_computed_at_once_beside_a_long_one(prompt) -> None:
+    scheduler = scheduler_of(slots=2, idle_chunk=16, blocks=512)
+    scheduler.submit(prompt(0, 1000))
+    compute(scheduler.plan(0.0))
+    scheduler.submit(prompt(1, 12))
+
+    assert spans(scheduler.plan(0.0))["prefills"] == [(1, 0, 12), (0, 16, 4)]
+
+
+def test_short_prompts_without_end_leave_a_quarter_to_the_oldest(prompt) -> None:
+    scheduler = scheduler_of(slots=3, idle_chunk=16, chunk=16, blocks=512)
+    scheduler.submit(prompt(0, 1000))
+    scheduler.submit(prompt(1, 40))
+    scheduler.submit(prompt(2, 40))
+
+    plan = scheduler.plan(0.0)
+    assert spans(plan)["prefills"] == [(1, 0, 12), (0, 0, 4)]
+    compute(plan)
+    assert spans(scheduler.plan(0.0))["prefills"] == [(1, 12, 12), (0, 4, 4)]
 
 
 def test_only_the_last_chunk_of_a_prompt_samples(prompt) -> None:

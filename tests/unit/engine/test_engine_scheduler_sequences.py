@@ -27,8 +27,8 @@ class Engine:
         self.scheduler = Scheduler(
             max_slots=SLOTS,
             max_waiting=WAITING,
-            chunk_tokens=CHUNK,
-            idle_chunk_tokens=IDLE_CHUNK,
+            step_tokens=CHUNK,
+            idle_step_tokens=IDLE_CHUNK,
             pool=self.pool,
         )
         self.alive: list[Request] = []

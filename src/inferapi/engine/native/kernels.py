@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 
 from inferapi.engine.native.calls import Call, Library
+from inferapi.engine.native.library import load_library
 
 Redirect = Callable[[Call, int, tuple[Any, ...]], None]
 """Makes a call in place of ``Kernels``: its rows, and what must live as long as the call may be repeated."""
 
 
 class Kernels:
-    """One model's way to the library. Threads are as many as PyTorch is set to, up to ``most_threads``."""
+    """This process's way to the library, by one caller at a time.
+
+    Threads are as many as PyTorch is set to, up to ``most_threads``.
+    """
 
     def __init__(self, library: Library) -> None:
         self.library = library
@@ -33,3 +38,13 @@ class Kernels:
             self.redirect(call, rows, alive)
         else:
             self.library.run(self.library.list_of([call]), 1, rows, self.threads)
+
+
+@cache
+def load_kernels() -> Kernels:
+    """The process's kernels.
+
+    Raises:
+        NoKernelsError: they cannot be had; the message says why.
+    """
+    return Kernels(load_library())

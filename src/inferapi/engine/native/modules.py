@@ -93,24 +93,27 @@ class Part(nn.Module):
 class GatedMlp(nn.Module):
     """``down(activation(gate(x)) * up(x))`` in two calls."""
 
-    def __init__(self, kernels: Kernels, gate: PackedWeight, up: PackedWeight, down: NativeLinear, act: Activation) -> None:
+    def __init__(
+        self, kernels: Kernels, gate: PackedWeight, up: PackedWeight, down: NativeLinear, act: Activation
+    ) -> None:
         super().__init__()
         self.down_proj = down
         self._kernels = kernels
-        self._packed = gate, up
+        self.packed = gate, up
         self._call = Gated(Operation.GATED, gate=gate.matrix, up=up.matrix, activation=act)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The whole block."""
+        inputs = inputs.to(torch.bfloat16)
         inputs, rows, stride = _rows(inputs)
-        gate, _ = self._packed
+        gate, _ = self.packed
         inner = inputs.new_empty((*inputs.shape[:-1], gate.outputs))
         scratch = inputs.new_empty(gate.scratch_bytes(rows), dtype=torch.uint8)
         call = Gated.from_buffer_copy(self._call)
         call.input, call.input_stride = inputs.data_ptr(), stride
         call.output, call.output_stride = inner.data_ptr(), gate.outputs
         call.scratch = scratch.data_ptr()
-        self._kernels.run(call, rows, self._packed, inputs, inner, scratch)
+        self._kernels.run(call, rows, self.packed, inputs, inner, scratch)
         return self.down_proj(inner)  # type: ignore[no-any-return]
 
 
@@ -125,7 +128,7 @@ class NativeNorm(nn.Module):
         self._offset = offset
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """``[1, T, I]``, or a vector for each head: ``[1, T, H, I]``."""
+        """``[1, T, I]`` in bf16, or a vector for each head: ``[1, T, H, I]``."""
         if inputs.dim() == 4 and inputs.shape[0] == 1 and inputs.stride(-1) == 1:  # noqa: PLR2004
             rows, repeat, row_stride, repeat_stride = *inputs.shape[1:3], *inputs.stride()[1:3]
         else:

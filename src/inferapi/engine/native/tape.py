@@ -7,13 +7,15 @@ layer, costs nothing any more. Native calls that follow each other are one call,
 between the kernels only.
 
 What depends on data beyond its tensors' contents (a choice, a number read out, a shape) cannot be repeated, and is
-refused. A tape is made for a number of rows; with fewer, native calls compute the first rows only.
+refused. A tape is made for a number of tokens, and one of outputs; with fewer, native calls compute the first rows.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -32,78 +34,101 @@ class NotRepeatableError(Exception):
     """Why a forward pass cannot be written down."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Native:
+    """A native call, and of what it computes a row: a token (0) or an output (1)."""
+
+    call: Call
+    kind: int
+
+
+_Step = _Native | Callable[[], None]
+
+
 class Tape:
     """The steps of one pass, and what it comes to. Not thread-safe: the tensors are its own."""
 
-    def __init__(self, kernels: Kernels, steps: Sequence[Any], outputs: torch.Tensor, alive: Sequence[Any]) -> None:
+    def __init__(self, kernels: Kernels, steps: Sequence[_Step], outputs: torch.Tensor, alive: Sequence[Any]) -> None:
         self._kernels, self._library = kernels, kernels.library
         self._outputs = outputs
-        self._alive = alive
-        self._steps: list[tuple[ctypes.Array[Any], int] | Callable[[], None]] = []
-        native: list[Call] = []
-        for step in [*steps, None]:
-            if isinstance(step, Call):
-                native.append(step)
-                continue
-            if native:
-                self._steps.append((self._library.list_of(native), len(native)))
-                native = []
-            if step is not None:
-                self._steps.append(step)
+        self._alive = steps, alive
+        self._steps: list[tuple[ctypes.Array[Any], int, int] | Callable[[], None]] = []
+        for kind, group in groupby(steps, lambda step: step.kind if isinstance(step, _Native) else None):
+            members = list(group)
+            calls = [step.call for step in members if isinstance(step, _Native)]
+            if kind is not None:
+                self._steps.append((self._library.list_of(calls), len(calls), kind))
+            self._steps += [step for step in members if not isinstance(step, _Native)]
 
-    def repeat(self, rows: int) -> torch.Tensor:
-        """The outputs for what is in the inputs now; the next call overwrites them."""
+    def repeat(self, tokens: int, outputs: int) -> torch.Tensor:
+        """The outputs for what is in the inputs now, of so many tokens; the next call overwrites them."""
         threads = self._kernels.threads
         for step in self._steps:
             if isinstance(step, tuple):
-                self._library.run(*step, rows, threads)
+                calls, count, kind = step
+                rows = outputs if kind else tokens
+                if rows:
+                    self._library.run(calls, count, rows, threads)
             else:
                 step()
-        return self._outputs
+        return self._outputs[:outputs]
 
 
-def record(
-    kernels: Kernels, forward: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], rows: int, used_rows: int
-) -> Tape:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a tape is made for, and how much of that the pass uses by which it is made. The two numbers differ."""
+
+    tokens: int
+    outputs: int
+    used_tokens: int
+    used_outputs: int
+
+
+def record(kernels: Kernels, forward: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], size: Size) -> Tape:
     """Run ``forward`` and write it down.
 
     Args:
+        kernels: whose calls are noted.
+        forward: the pass; what it returns is the tape's output, a row each.
         inputs: the tensors that change from one repetition to the next.
-        rows: of all tensors that the native calls work on.
-        used_rows: how many of them the native calls compute this time.
+        size: of the tensors.
 
     Raises:
         NotRepeatableError: it does something that only its own code can decide.
     """
-    recorder = _Recorder(kernels, inputs, rows, used_rows)
+    recorder = _Recorder(kernels, inputs, size)
     kernels.redirect = recorder.native
     try:
         with recorder:
             outputs = forward()
     finally:
         kernels.redirect = None
-    return Tape(kernels, recorder.steps, outputs, (recorder.steps, recorder.alive, inputs))
+    return Tape(kernels, recorder.steps, outputs, (recorder.alive, inputs))
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[misc]
+class _Recorder(TorchDispatchMode):
     """Sees every operation that reaches PyTorch's kernels."""
 
-    def __init__(self, kernels: Kernels, inputs: Sequence[torch.Tensor], rows: int, used_rows: int) -> None:
-        super().__init__()
+    def __init__(self, kernels: Kernels, inputs: Sequence[torch.Tensor], size: Size) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kernels = kernels
-        self._rows, self._used_rows = rows, used_rows
-        self.steps: list[Call | Callable[[], None]] = []
+        self._size = size
+        self.steps: list[_Step] = []
         self.alive: list[Any] = []
         # Memory whose contents follow from the inputs; what does not is computed once and stays.
         self._changing = {_memory(tensor) for tensor in inputs}
 
     def native(self, call: Call, rows: int, alive: tuple[Any, ...]) -> None:
         """Make a native call, and note it down."""
-        if rows != self._rows:
-            raise NotRepeatableError(f"a kernel computes {rows} rows, not {self._rows}")
-        library = self._kernels.library
-        library.run(library.list_of([call]), 1, self._used_rows, self._kernels.threads)
-        self.steps.append(call)
+        size = self._size
+        if rows not in {size.tokens, size.outputs}:
+            raise NotRepeatableError(f"a kernel computes {rows} rows, not {size.tokens}")
+        kind = int(rows == size.outputs)
+        used = size.used_outputs if kind else size.used_tokens
+        if used:
+            library = self._kernels.library
+            library.run(library.list_of([call]), 1, used, self._kernels.threads)
+        self.steps.append(_Native(call, kind))
         self.alive.append(alive)
         self._changing |= {_memory(tensor) for tensor in alive if isinstance(tensor, torch.Tensor)}
 
@@ -126,7 +151,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
             self.alive.append(args)
         return outputs
 
-    def _as_native(self, func: Any, args: Any, kwargs: Any, output: Any) -> Call | None:
+    def _as_native(self, func: Any, args: Any, kwargs: Any, output: Any) -> _Native | None:
         """A residual sum is between kernels in every layer: as one of them it costs no way through PyTorch."""
         if func is not torch.ops.aten.add.Tensor or kwargs or len(args) != 2:  # noqa: PLR2004
             return None
@@ -137,11 +162,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
             and tensor.dtype is torch.bfloat16
             and tensor.shape == output.shape
             and tensor.is_contiguous()
-            and tensor.numel() == self._rows * size
+            and tensor.numel() == self._size.tokens * size
             for tensor in (left, right, output)
         ):
             return None
-        return Add(Operation.ADD, left.data_ptr(), right.data_ptr(), output.data_ptr(), size)
+        return _Native(Add(Operation.ADD, left.data_ptr(), right.data_ptr(), output.data_ptr(), size), 0)
 
 
 def _picks_rows(func: Any, args: Any) -> bool:

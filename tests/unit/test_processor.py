@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inferapi.adapters.cpu_features import cpu_flags, native_kernels_problem
+from inferapi.processor import cpu_flags, native_kernels_problem
 
 FLAGS = ("fpu", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni")
 NO_COMPILER = "there is no C++ compiler on PATH ($CXX, c++, g++ or clang++)"
