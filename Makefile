@@ -69,6 +69,10 @@ bench-own: setup model ## Measure throughput, memory against its estimate, loads
 	$(BIN)/python benchmarks/lifecycle.py --write docs/benchmarks/lifecycle.md
 	$(BIN)/python benchmarks/sessions.py --write docs/benchmarks/sessions.md
 
+.PHONY: gpu-check
+gpu-check: setup ## On a CUDA machine: are the answers right, and how fast do they come.
+	$(BIN)/python -m benchmarks.gpu_check --write docs/benchmarks/gpu-measured.md
+
 .PHONY: format
 format: setup ## Format the code.
 	$(BIN)/ruff check --fix-only .

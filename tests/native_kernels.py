@@ -6,12 +6,27 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import nn
 
-from inferapi.engine.native.calls import Call
+from inferapi.engine.fusing import Fuser
+from inferapi.engine.native.calls import Format
+from inferapi.engine.native.formats import PackedWeight, _unpack
 from inferapi.engine.native.kernels import Kernels
 from inferapi.engine.native.library import NoKernelsError, load_library
 
 BF16_STEP = 2**-8  # half of a bf16 number's last place, relative
+GROUPS = {Format.INT8: 64, Format.INT4: 32}
+PRODUCT_SHAPES = [
+    (1, 2),
+    (3, 30),
+    (15, 64),
+    (16, 66),
+    (17, 62),
+    (40, 126),
+    (64, 128),
+    (100, 200),
+    (130, 578),
+]  # outputs, inputs
 
 
 class ChosenThreads(Kernels):
@@ -63,6 +78,26 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
 
 
-def run(kernels: Kernels, call: Call, rows: int) -> None:
-    """Make one call."""
-    kernels.run(call, rows)
+def seen_weight(packed: PackedWeight) -> torch.Tensor:
+    """The weight as the kernels see it, in float32."""
+    return _unpack(packed)[: packed.outputs, : packed.inputs].float()
+
+
+def seen_inputs(inputs: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """The inputs ``[T, I]`` as the kernels see them: for quantized weights rounded to int8, a scale a group."""
+    if fmt is Format.BF16:
+        return inputs.float()
+    rows, width = inputs.shape
+    padded = torch.nn.functional.pad(inputs.float(), (0, -width % 64))
+    groups = padded.view(rows, padded.shape[1] // GROUPS[fmt], GROUPS[fmt])
+    scales = groups.abs().amax(-1, keepdim=True) / 127
+    inverses = torch.where(scales > 0, 1 / scales, 0.0)
+    return ((groups * inverses).round() * scales).flatten(1)[:, :width]
+
+
+@torch.inference_mode()
+def fused(kernels: Kernels, *modules: nn.Module, quantization: str | None = None) -> nn.ModuleList:
+    """The modules in a list, after what can be was replaced in it."""
+    parent = nn.ModuleList(modules)
+    Fuser(kernels, quantization).replace_in(parent)
+    return parent

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from inferapi.processor import cpu_flags, native_kernels_problem
 from inferapi.domain.model import Device, DeviceKind
+from inferapi.processor import cpu_flags, native_kernels_problem
 
 _CGROUP = Path("/sys/fs/cgroup")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 with AVX-512 or AMX; Arm

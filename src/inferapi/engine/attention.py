@@ -25,6 +25,7 @@ from inferapi.domain.model import LayerShape
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
 from inferapi.engine.native.attention import NativeAttention
 from inferapi.engine.scheduler import Plan, Segment
+from inferapi.engine.static_steps import StaticStep
 from inferapi.engine.step_layout import DecodeView, StepLayout
 
 _NEVER_A_MASK = frozenset({"position_ids", "cache_position", "position_embeddings"})
@@ -49,7 +50,7 @@ class PagedAttention:
         self._cache = cache
         self._flash = flash
         self._native = native
-        self._steps: dict[torch.device, StepLayout] = {}
+        self._steps: dict[torch.device, StepLayout | StaticStep] = {}
         self._plan: Plan | None = None
 
     def begin(self, plan: Plan) -> None:
@@ -58,6 +59,10 @@ class PagedAttention:
         self._steps.clear()
         if self._native is not None:
             self._native.tables.fill(plan)
+
+    def use(self, step: StaticStep) -> None:
+        """Say what the next forward pass computes, in the place of a plan: see ``cuda_graphs.py``."""
+        self._steps = {step.write_blocks.device: step}
 
     @property
     def is_native(self) -> bool:
@@ -137,7 +142,7 @@ class PagedAttention:
             flash=self._flash,
         )
 
-    def _step(self, device: torch.device) -> StepLayout:
+    def _step(self, device: torch.device) -> StepLayout | StaticStep:
         step = self._steps.get(device)
         if step is None:
             assert self._plan is not None  # noqa: S101 - begin() is called by the runner before every pass
@@ -172,7 +177,8 @@ class PagedAttention:
             peak = torch.maximum(peak, sinks.float().view(1, num_kv_heads, -1))
         peak.index_reduce_(0, view.owner, scores.amax(-1), "amax")
         weights = torch.exp(scores - peak[view.owner].unsqueeze(-1))
-        total = torch.zeros_like(peak)
+        # Nothing to a sum of 1 or more; for the rows of nobody in a graph, which see no token, not a division by 0.
+        total = torch.full_like(peak, torch.finfo(torch.float32).tiny)
         if sinks is not None:
             total = torch.exp(sinks.float().view(1, num_kv_heads, -1) - peak)
         total.index_add_(0, view.owner, weights.sum(-1))

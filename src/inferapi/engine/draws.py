@@ -38,8 +38,7 @@ class Workspace:
             self._floats = logits.new_full((rows, -(-vocabulary // BLOCK) * BLOCK), float("-inf"), dtype=torch.float32)
             self._spare = torch.empty_like(self._floats)
         floats = self._floats[:rows]
-        floats[:, :vocabulary] = logits
-        floats[:, vocabulary:] = float("-inf")
+        floats[:, :vocabulary] = logits  # what is beyond stays impossible, whatever was divided
         return floats
 
     def spare(self, rows: int) -> torch.Tensor:
@@ -59,7 +58,7 @@ class FromAll:
         ``logits`` and ``spare`` ``[R, V]`` hold something else afterwards.
         """
         probabilities = torch.softmax(logits.div_(self._temperature), -1, out=spare)
-        blocks = probabilities.unflatten(-1, (-1, BLOCK))
+        blocks = probabilities.view(len(probabilities), -1, BLOCK)
         masses = blocks.sum(-1).double()
         up_to = masses.cumsum(-1)
         sought = draws[:, None] * up_to[:, -1:]
@@ -148,7 +147,7 @@ def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.T
     if width >= scaled.shape[-1]:
         values, ids = scaled.sort(dim=-1, descending=True, stable=True)
         return values, ids, values[:, -1]
-    blocks = scaled.unflatten(-1, (-1, _MAXIMA_BLOCK))
+    blocks = scaled.view(len(scaled), -1, _MAXIMA_BLOCK)
     maxima = blocks.amax(-1)
     if 2 * width <= maxima.shape[-1]:
         # So many blocks hold a token as likely as the likeliest of the last of them: what is likelier lies in them.

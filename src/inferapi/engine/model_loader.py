@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from inferapi.domain.errors import ModelInvalid
 from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts, EngineSpec
 from inferapi.domain.states import ModelState, Report
+from inferapi.engine.bitsandbytes_weights import bitsandbytes_config
 from inferapi.engine.block_pool import BlockPool
 from inferapi.engine.fusing import fuse, packed_bytes
 from inferapi.engine.kv_cache import BLOCK_TOKENS
@@ -33,7 +34,7 @@ from inferapi.engine.scheduler import Scheduler
 from inferapi.engine.sequential_runner import SequentialRunner
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _STEP_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
 _LARGE_BYTES = 2 * 1000**3
@@ -74,11 +75,12 @@ def load_model(spec: EngineSpec, report: Report = _unheard) -> LoadedModel:
 def _load(spec: EngineSpec, report: Report) -> LoadedModel:
     started_s = time.monotonic()
     attention, attention_reason = _choose_attention(spec)
+    quantization = bitsandbytes_config(spec)
     try:
         _require_room_for_tokenizer(spec.path)
         tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=False, local_files_only=True)
         with weights_reported(spec.path, report):
-            model = _read_weights(spec, attention)
+            model = _read_weights(spec, attention, quantization)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -172,10 +174,12 @@ def _choose_attention(spec: EngineSpec) -> tuple[str, str]:
     return "flash_attention_2", "GPU, dtype and package allow it"
 
 
-def _read_weights(spec: EngineSpec, attention: str) -> PreTrainedModel:
+def _read_weights(spec: EngineSpec, attention: str, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
     placement: dict[str, Any] = {}
+    if quantization is not None:
+        placement["quantization_config"] = quantization
     if spec.device is DeviceKind.CUDA:
-        placement = {"device_map": "auto" if spec.device_count > 1 else {"": 0}}
+        placement["device_map"] = "auto" if spec.device_count > 1 else {"": 0}
     kernels = dict.fromkeys([attention, "sdpa", "eager"])
     for kernel in kernels:
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from inferapi.engine.attention import PagedAttention
+from inferapi.engine.cuda_graphs import cuda_decode_graphs
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
 from inferapi.engine.native.kernels import Kernels
 from inferapi.engine.native.tape import NotRepeatableError, Size, Tape, record
@@ -44,11 +45,18 @@ class Runner(Protocol):
 class BatchedRunner:
     """Flattens all tokens of a plan into one row; positions and blocks tell the requests apart.
 
-    Steps of few tokens are written down, see ``native/tape.py``, and then repeated, if ``kernels`` are there.
+    Steps of few tokens are written down, see ``native/tape.py``, and then repeated, if ``kernels`` are there. On one
+    GPU, steps of decodes alone become CUDA graphs; the last block of the cache is theirs.
     """
 
     def __init__(
-        self, model: PreTrainedModel, attention: PagedAttention, cache: KvCache, kernels: Kernels | None = None
+        self,
+        model: PreTrainedModel,
+        attention: PagedAttention,
+        cache: KvCache,
+        kernels: Kernels | None = None,
+        *,
+        windows_tokens: Collection[int | None] = (),
     ) -> None:
         self._model = model
         self._attention = attention
@@ -57,6 +65,9 @@ class BatchedRunner:
         self._last_device = cache.keys[-1].device  # another one where a model is spread over several GPUs
         self._kernels = kernels
         self._tapes: dict[int, tuple[Tape, Sequence[torch.Tensor]]] = {}
+        self._graphs = cuda_decode_graphs(
+            lambda tokens, positions: self._forward(tokens, positions, 0), attention, windows_tokens, cache
+        )
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> torch.Tensor:
@@ -84,17 +95,28 @@ class BatchedRunner:
         # With nothing to sample one row is computed all the same: 0 would mean all of them.
         inputs = ([tokens], [positions], last or [len(tokens) - 1])
         devices = (self._device, self._device, self._last_device)
-        return self._forward(*map(_tensor, inputs, devices))[: len(last)]
+
+        def eager() -> torch.Tensor:
+            return self._forward(*map(_tensor, inputs, devices))[: len(last)]
+
+        logits = self._graphs.run(plan, eager) if self._graphs is not None else None
+        return logits if logits is not None else eager()
 
     def release(self, request: Request) -> None:
         """Nothing to do: the scheduler gives the blocks back."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it repeats steps that were written down, or captured."""
+        return self._kernels is not None or self._graphs is not None
 
     def stop_repeating(self) -> None:
         """Let go of what was written down; every step goes through the model's code from now on."""
         self._tapes.clear()
         self._kernels = None
+        self._graphs = None
 
-    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, keep: torch.Tensor | int) -> torch.Tensor:
         output = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=keep)
         logits: torch.Tensor = output.logits[0]
         return logits

@@ -131,18 +131,29 @@ def _make(
         raise NotPageableError("its layers are not all attention layers")
     layers = [probe.layers[index] for index in range(len(probe.layers))]
     devices = [probe.devices[index] for index in range(len(probe.layers))]
-    cache = KvCache(layers, num_blocks, model.dtype, devices)
+    # The last block takes what the rows that fill up a CUDA graph leave: no request gets it.
+    cache = KvCache(layers, num_blocks + (devices[0].type == "cuda"), model.dtype, devices)
     query_heads = [probe.query_heads[index] for index in range(len(probe.layers))]
     native = None
     if kernels is not None and not probe.needs_plain_formula and can_attend(layers, query_heads, model.dtype):
         native = NativeAttention(kernels, layers, query_heads, cache, max_step_tokens)
     attention = PagedAttention(layers, cache, flash=flash and not probe.needs_plain_formula, native=native)
     _use(model, attention)
-    runner = BatchedRunner(model, attention, cache, kernels if native is not None else None)
+    runner = BatchedRunner(
+        model,
+        attention,
+        cache,
+        kernels if native is not None else None,
+        windows_tokens=dict.fromkeys(layer.window_tokens for layer in layers),
+    )
     tolerance = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
-    if native is not None and _rehearse(runner, tokens, expected) > tolerance:
-        runner.stop_repeating()
     difference = _rehearse(runner, tokens, expected)
+    if runner.repeats:
+        if difference <= tolerance:  # once more, from what was written down
+            difference = _rehearse(runner, tokens, expected)
+        if not difference <= tolerance:
+            runner.stop_repeating()
+            difference = _rehearse(runner, tokens, expected)
     if not difference <= tolerance:
         raise NotPageableError(f"in flattened batches its logits differ by {difference:.2g}")
     return Paged(runner, num_blocks, probe.needs_plain_formula, is_native=native is not None)

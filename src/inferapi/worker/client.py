@@ -5,73 +5,41 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
-
-import msgspec
 
 from inferapi.domain.errors import GenerationAborted, GenerationTimeout, InferapiError, ModelCrashed
 from inferapi.domain.generation import Chunk, GenerationRequest
 from inferapi.domain.model import EngineFacts, EngineLoad
-from inferapi.worker.heartbeat import Heartbeat
-from inferapi.worker.messages import (
-    HEADER_BYTES,
-    Beat,
-    Cancel,
-    FromWorker,
-    Generate,
-    Message,
-    StepDone,
-    body_bytes,
-    frame,
-)
+from inferapi.worker.client_connection import WorkerConnection
+from inferapi.worker.messages import Beat, Cancel, FromWorker, Generate, StepDone
 
 log = logging.getLogger(__name__)
 
 EndWorker = Callable[[], Awaitable[object]]
 """Give the worker a moment to end by itself, then kill it; returns when it is gone."""
 
-_decoder = msgspec.msgpack.Decoder(FromWorker)
 
+class _Answer:
+    """What came for one request and was not read yet."""
 
-class WorkerConnection:
-    """Frames over an asyncio stream; every message is a sign of life to ``heartbeat``."""
+    def __init__(self) -> None:
+        self._items: deque[Chunk | InferapiError] = deque()
+        self._reader: asyncio.Future[None] | None = None
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heartbeat: Heartbeat) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._heartbeat = heartbeat
+    def put(self, item: Chunk | InferapiError) -> None:
+        """Add to it."""
+        self._items.append(item)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
-    async def receive(self) -> FromWorker | None:
-        """The next message; ``None`` once the worker is gone."""
-        try:
-            header = await self._reader.readexactly(HEADER_BYTES)
-            message: FromWorker = _decoder.decode(await self._reader.readexactly(body_bytes(header)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        except msgspec.DecodeError:
-            log.exception("a worker sent what is no message")
-            return None
-        self._heartbeat.heard()
-        return message
-
-    def send(self, message: Message) -> None:
-        """Send without waiting, whether the worker reads or not; to a worker that is gone, nothing."""
-        if not self._writer.is_closing():
-            self._writer.write(frame(message))
-
-    def close(self) -> None:
-        """Hang up; a living worker reads what was sent, and then ends by itself."""
-        self._heartbeat.stop()
-        with suppress(RuntimeError):  # the event loop is closed already
-            self._writer.close()
-
-    def abort(self) -> None:
-        """Hang up on a worker that is dead, or is about to be killed: what it has not read is dropped."""
-        self._heartbeat.stop()
-        with suppress(RuntimeError):  # the event loop is closed already
-            self._writer.transport.abort()
+    async def get(self) -> Chunk | InferapiError:
+        """The next item; one reader at a time."""
+        if not self._items:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self._items.popleft()
 
 
 class WorkerEngine:
@@ -83,12 +51,13 @@ class WorkerEngine:
         self._facts = facts
         self._connection = connection
         self._end_worker = end_worker
-        self._load = EngineLoad(memory_bytes=memory_bytes)
+        self._load = EngineLoad()
+        self._memory_bytes = memory_bytes
         self._ids = itertools.count(1)
-        self._streams: dict[int, asyncio.Queue[Chunk | InferapiError]] = {}
+        self._answers: dict[int, _Answer] = {}
         self._closed = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
-        self._receiving = asyncio.create_task(self._receive(), name=f"worker of {facts.model}")
+        connection.listen(self._hear)
 
     @property
     def facts(self) -> EngineFacts:
@@ -98,7 +67,7 @@ class WorkerEngine:
     @property
     def load(self) -> EngineLoad:
         """See ``TextEngine``."""
-        return EngineLoad() if self.is_closed else self._load
+        return EngineLoad() if self.is_closed else replace(self._load, memory_bytes=self._memory_bytes)
 
     @property
     def is_closed(self) -> bool:
@@ -114,16 +83,15 @@ class WorkerEngine:
         if self.is_closed:
             raise self._gone()
         request_id = next(self._ids)
-        stream: asyncio.Queue[Chunk | InferapiError] = asyncio.Queue()
-        self._streams[request_id] = stream
+        answer = self._answers[request_id] = _Answer()
         self._connection.send(Generate(request_id, request))
         event_loop = asyncio.get_running_loop()
         timeout = GenerationTimeout(timeout_s=round(request.deadline_s - request.arrived_s, 3))
-        timer = event_loop.call_at(request.deadline_s, stream.put_nowait, timeout)  # asyncio's clock is the same
+        timer = event_loop.call_at(request.deadline_s, answer.put, timeout)  # asyncio's clock is the same
         finished = False
         try:
             while not finished:
-                item = await stream.get()
+                item = await answer.get()
                 if isinstance(item, InferapiError):
                     finished = item is not timeout
                     raise item
@@ -131,7 +99,7 @@ class WorkerEngine:
                 yield item
         finally:
             timer.cancel()
-            del self._streams[request_id]
+            del self._answers[request_id]
             if not finished:
                 self._connection.send(Cancel(request_id))
 
@@ -146,32 +114,32 @@ class WorkerEngine:
         self._close()
         await self._end_worker()
         self._connection.abort()  # of one that was killed, the socket may hold what it never read
-        await self._receiving
+        await self._connection.wait_lost()
 
-    async def _receive(self) -> None:
-        while (message := await self._connection.receive()) is not None:
-            if isinstance(message, StepDone):
-                self._load = replace(message.load, memory_bytes=self._load.memory_bytes)
-                for request_id, chunk in message.chunks:
-                    self._deliver(request_id, chunk)
-                for request_id, failure in message.failures:
-                    self._deliver(request_id, failure.unpack())
-            elif isinstance(message, Beat):
-                self._load = replace(self._load, memory_bytes=message.memory_bytes)
-        if self._ending is None:
-            log.error("the worker of %s ended unexpectedly", self._facts.model)
-        self._connection.abort()
-        self._close()
+    def _hear(self, message: FromWorker | None) -> None:
+        if isinstance(message, StepDone):
+            self._load = message.load
+            for request_id, chunk in message.chunks:
+                self._deliver(request_id, chunk)
+            for request_id, failure in message.failures:
+                self._deliver(request_id, failure.unpack())
+        elif isinstance(message, Beat):
+            self._memory_bytes = message.memory_bytes
+        elif message is None:
+            if self._ending is None:
+                log.error("the worker of %s ended unexpectedly", self._facts.model)
+            self._connection.abort()
+            self._close()
 
     def _deliver(self, request_id: int, item: Chunk | InferapiError) -> None:
-        stream = self._streams.get(request_id)
-        if stream is not None:  # else it was cancelled meanwhile
-            stream.put_nowait(item)
+        answer = self._answers.get(request_id)
+        if answer is not None:  # else it was cancelled meanwhile
+            answer.put(item)
 
     def _close(self) -> None:
         self._closed.set()
-        for stream in self._streams.values():
-            stream.put_nowait(self._gone())
+        for answer in self._answers.values():
+            answer.put(self._gone())
 
     def _gone(self) -> InferapiError:
         if self._ending is not None:

@@ -10,7 +10,8 @@ from inferapi.domain.errors import InferapiError, ModelCrashed, ModelLoadFailed,
 from inferapi.domain.model import EngineSpec
 from inferapi.domain.ports import TextEngine
 from inferapi.domain.states import Report
-from inferapi.worker.client import WorkerConnection, WorkerEngine
+from inferapi.worker.client import WorkerEngine
+from inferapi.worker.client_connection import WorkerConnection
 from inferapi.worker.fork_server_process import ForkedWorker, ForkServerProcess
 from inferapi.worker.heartbeat import Heartbeat
 from inferapi.worker.messages import NO_MEMORY_STATUS, NOT_FORKED_STATUS, Beat, Load, Loaded, LoadFailed, Progress
@@ -44,7 +45,7 @@ class ForkServerLauncher:
         worker = self._fork(spec.model, heartbeat)
         connection: WorkerConnection | None = None
         try:
-            connection = WorkerConnection(*await asyncio.open_connection(sock=worker.sock), heartbeat)
+            connection = await WorkerConnection.open(worker.sock, heartbeat)
             connection.send(Load(spec))
             answer, memory_bytes = await _answer(connection, report)
         except BaseException:

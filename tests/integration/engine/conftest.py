@@ -71,8 +71,25 @@ FAMILIES = {
         **SHAPE,
         "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0},
     },
+    "qwen2": {"model_type": "qwen2", **SHAPE},
+    "gemma": {"model_type": "gemma", **SHAPE, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "phi3": {"model_type": "phi3", **SHAPE},
+    "olmo2": {"model_type": "olmo2", **SHAPE},
+    "mixtral": {"model_type": "mixtral", **SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt-neox": {"model_type": "gpt_neox", **SHAPE},
+    "starcoder2": {"model_type": "starcoder2", **SHAPE},
+    "gelu-llama": {"model_type": "llama", **SHAPE, "hidden_act": "gelu", "attention_bias": True, "mlp_bias": True},
+    "mamba2": {
+        "model_type": "mamba2",
+        **SHAPE,
+        "state_size": 8,
+        "num_heads": 8,
+        "head_dim": 16,
+        "n_groups": 1,
+        "initializer_range": 0.1,
+    },
 }
-"""The first six run in batches; the last four keep their state in ways that the paged cache cannot hold."""
+"""The first six run in batches; the four after them keep their state in ways that the paged cache cannot hold."""
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from inferapi.domain.generation import SamplingParams
@@ -16,7 +18,7 @@ from inferapi.engine.request import Request
 from inferapi.engine.scheduler import Plan, Segment
 from inferapi.engine.static_steps import rounded_blocks, static_step, step_numbers
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 BLOCKS, WINDOW, VOCABULARY = 80, 100, 61
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -40,7 +42,7 @@ class Attention(PagedAttention):
     """Takes steps in the place of plans."""
 
     def use(self, step) -> None:
-        self._steps = {CPU: step}
+        self._steps = {step.write_blocks.device: step}
 
 
 class Again:
@@ -216,6 +218,49 @@ def test_numbers_are_written_to_where_the_graph_reads_them() -> None:
     (first, *_), *_, (again, token, position) = inputs
     assert (again, token, position) == (first, 9, 6)
     assert capture.captures == 1
+
+
+class Host(TorchDispatchMode):
+    """Notes what would wait for the device, or read the host's memory, in the middle of a capture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func, _, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        self.operations += 1
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, torch.Tensor)]
+        by_numbers = func is torch.ops.aten.index.Tensor and all(index.dtype == torch.long for index in args[1])
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if (waits and not by_numbers) or any(tensor.device != META for tensor in tensors):
+            self.waits.append(func.name())
+        return output
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("blocks", [[0, 1], [60, 61]], ids=["in place", "gathered"])
+def test_nothing_that_is_captured_waits_for_the_device_or_reads_the_host(family: str, blocks: list[int]) -> None:
+    """On the device without memory, where an operation that must know a number fails."""
+    decoder = Decoder(family, Again())
+    windows = decoder.graphs._windows_tokens
+    decoder.cache.keys, decoder.cache.values = (
+        [tensor.to(META) for tensor in tensors] for tensors in (decoder.cache.keys, decoder.cache.values)
+    )
+    decoder.model.to(META)
+    size, numbers = step_numbers([decoding(blocks, BLOCK_TOKENS + 5)], windows, BLOCKS)
+    inputs = torch.from_numpy(numbers).to(META)
+
+    host = Host()
+    with torch.inference_mode(), host:
+        tokens, positions, step = static_step(size, inputs, windows)
+        decoder.attention.use(step)
+        logits = decoder.forward(tokens[None], positions[None])
+
+    assert (logits.shape, logits.device) == ((1, VOCABULARY), META)
+    assert host.operations > 100
+    assert host.waits == []
 
 
 def test_the_first_step_of_a_size_is_computed_without_a_graph_and_the_next_is_not() -> None:

@@ -65,7 +65,10 @@ def test_a_q4_1_weight_that_passed_through_bf16_comes_back_within_its_rounding()
     random = torch.Generator().manual_seed(0)
     numbers = torch.randint(0, 16, (48, 4, 32), generator=random)
     numbers[..., 0], numbers[..., 1] = 0, 15
-    scales, minima = torch.rand((48, 4, 1), generator=random).half(), -torch.rand((48, 4, 1), generator=random).half() * 8
+    scales, minima = (
+        torch.rand((48, 4, 1), generator=random).half(),
+        -torch.rand((48, 4, 1), generator=random).half() * 8,
+    )
     weight = (numbers.float() * scales.float() + minima.float()).flatten(1).bfloat16()
 
     packed = pack(weight, None, Format.INT4)

@@ -5,32 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferapi.engine.native.calls import Activation, Format, Gated, Linear, Operation
-from inferapi.engine.native.formats import PackedWeight, _unpack, pack
-from inferapi.engine.native.modules import GatedMlp, NativeLinear
-from native_kernels import BF16_STEP, ChosenThreads, Guarded, normal
+from inferapi.engine.native.calls import Format, Linear, Operation
+from inferapi.engine.native.formats import PackedWeight, pack
+from inferapi.engine.native.modules import NativeLinear
+from native_kernels import BF16_STEP, PRODUCT_SHAPES, ChosenThreads, Guarded, normal, seen_inputs, seen_weight
 
 formats = pytest.mark.parametrize("fmt", list(Format))
-activations = pytest.mark.parametrize("activation", list(Activation))
-GROUPS = {Format.INT8: 64, Format.INT4: 32}
-SHAPES = [(1, 2), (3, 30), (15, 64), (16, 66), (17, 62), (40, 126), (64, 128), (100, 200), (130, 578)]  # outputs, inputs
-
-
-def seen_weight(packed: PackedWeight) -> torch.Tensor:
-    """The weight as the kernels see it, in float32."""
-    return _unpack(packed)[: packed.outputs, : packed.inputs].float()
-
-
-def seen_inputs(inputs: torch.Tensor, fmt: Format) -> torch.Tensor:
-    """The inputs ``[T, I]`` as the kernels see them: for quantized weights rounded to int8, a scale a group."""
-    if fmt is Format.BF16:
-        return inputs.float()
-    rows, width = inputs.shape
-    padded = torch.nn.functional.pad(inputs.float(), (0, -width % 64))
-    groups = padded.view(rows, padded.shape[1] // GROUPS[fmt], GROUPS[fmt])
-    scales = groups.abs().amax(-1, keepdim=True) / 127
-    inverses = torch.where(scales > 0, 1 / scales, 0.0)
-    return ((groups * inverses).round() * scales).flatten(1)[:, :width]
 
 
 def assert_is_product(outputs: torch.Tensor, inputs: torch.Tensor, packed: PackedWeight) -> None:
@@ -46,9 +26,7 @@ def assert_is_product(outputs: torch.Tensor, inputs: torch.Tensor, packed: Packe
     assert bool((error <= allowed).all()), float((error / allowed).max())
 
 
-def multiply(
-    kernels: ChosenThreads, packed: PackedWeight, inputs: torch.Tensor
-) -> tuple[torch.Tensor, list[Guarded]]:
+def multiply(kernels: ChosenThreads, packed: PackedWeight, inputs: torch.Tensor) -> tuple[torch.Tensor, list[Guarded]]:
     """One call, whose output and scratch memory lie between guards."""
     rows = inputs.shape[0]
     output = Guarded((rows, packed.outputs))
@@ -67,7 +45,7 @@ def multiply(
 
 
 @formats
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", PRODUCT_SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_of_any_shape_is_the_product_in_float32(
     kernels: ChosenThreads, fmt: Format, shape: tuple[int, int], *, bias: bool
@@ -144,9 +122,7 @@ def test_rows_of_zeros_come_to_the_bias(kernels: ChosenThreads, fmt: Format) -> 
 
 
 @pytest.mark.parametrize(("fmt", "tolerance"), [(Format.BF16, 0.003), (Format.INT8, 0.012), (Format.INT4, 0.09)])
-def test_what_quantization_costs_is_within_its_bound(
-    kernels: ChosenThreads, fmt: Format, tolerance: float
-) -> None:
+def test_what_quantization_costs_is_within_its_bound(kernels: ChosenThreads, fmt: Format, tolerance: float) -> None:
     weight, inputs = normal(256, 512), normal(16, 512, seed=1)
 
     result, _ = multiply(kernels, pack(weight, None, fmt), inputs)
@@ -192,92 +168,3 @@ def test_inputs_of_another_dtype_are_computed_in_it(kernels: ChosenThreads) -> N
 
     assert result.dtype is torch.float32
     torch.testing.assert_close(result, inputs @ linear.weight.float().t() + linear.bias.float())
-
-
-def gate_and_multiply(
-    kernels: ChosenThreads, gate: PackedWeight, up: PackedWeight, inputs: torch.Tensor, activation: Activation
-) -> torch.Tensor:
-    rows = inputs.shape[0]
-    output, scratch = Guarded((rows, gate.outputs)), Guarded((gate.scratch_bytes(rows),), torch.uint8)
-    call = Gated(
-        Operation.GATED,
-        gate.matrix,
-        up.matrix,
-        inputs.data_ptr(),
-        inputs.stride(0),
-        output.tensor.data_ptr(),
-        gate.outputs,
-        activation,
-        scratch.tensor.data_ptr(),
-    )
-    kernels.run(call, rows)
-    assert output.is_intact
-    assert scratch.is_intact
-    return output.tensor
-
-
-@formats
-@activations
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_gated_product_is_what_the_model_would_compute_step_by_step(
-    kernels: ChosenThreads, fmt: Format, activation: Activation, shape: tuple[int, int]
-) -> None:
-    outputs, width = shape
-    scale = 2 * width**-0.5
-    packed = [
-        pack(normal(outputs, width, seed=seed, scale=scale), normal(outputs, seed=seed + 2), fmt) for seed in (0, 1)
-    ]
-    apply = {
-        Activation.SILU: torch.nn.functional.silu,
-        Activation.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    }[activation]
-
-    for rows in (1, 2, 7, 13, 40):
-        inputs = normal(rows, width, seed=rows + 10)
-        result = gate_and_multiply(kernels, *packed, inputs, activation)
-        x = seen_inputs(inputs, fmt)
-        gate, up = (x @ seen_weight(each).t() + each.bias.float() for each in packed)
-        error = (result.float() - apply(gate) * up).abs()
-        # Gate, activation, what it gates and their product are each rounded to bf16.
-        allowed = 5 * BF16_STEP * gate.abs() * up.abs() + 1e-3
-        assert bool((error <= allowed).all()), float((error - allowed).max())
-
-
-@formats
-@activations
-def test_a_gated_row_is_the_same_to_the_bit_alone_among_others_and_by_many_threads(
-    kernels: ChosenThreads, fmt: Format, activation: Activation
-) -> None:
-    gate, up = (pack(normal(700, 190, seed=seed, scale=0.1), None, fmt) for seed in (0, 1))
-    inputs = normal(30, 190, seed=2)
-    alone = torch.cat([gate_and_multiply(kernels, gate, up, row[None], activation) for row in inputs])
-
-    for kernels.chosen in (1, 2, 4):
-        assert torch.equal(gate_and_multiply(kernels, gate, up, inputs, activation), alone)
-
-
-@activations
-def test_a_gate_far_from_zero_is_open_or_closed_and_never_not_a_number(
-    kernels: ChosenThreads, activation: Activation
-) -> None:
-    weight = torch.zeros(16, 2).bfloat16()
-    weight[:, 0] = 1
-    gate, up = pack(weight, None, Format.BF16), pack(torch.zeros(16, 2), torch.ones(16), Format.BF16)
-    values = torch.tensor([-1e6, -1e4, -100.0, -89.0, 0.0, 89.0, 100.0, 1e4]).bfloat16()
-    inputs = torch.stack([values, torch.zeros_like(values)], 1).contiguous()
-
-    result = gate_and_multiply(kernels, gate, up, inputs, activation)[:, 0].float()
-
-    torch.testing.assert_close(result, values.float().clamp_min(0), atol=1e-30, rtol=1e-6)
-
-
-@formats
-def test_a_whole_block_is_its_three_layers(kernels: ChosenThreads, fmt: Format) -> None:
-    gate, up = (pack(normal(96, 64, seed=seed, scale=0.2), None, fmt) for seed in (0, 1))
-    down = NativeLinear(kernels, pack(normal(64, 96, seed=2, scale=0.2), None, fmt))
-    inputs = normal(1, 9, 70, seed=3)[..., :64]
-
-    result = GatedMlp(kernels, gate, up, down, Activation.SILU)(inputs)
-
-    inner = gate_and_multiply(kernels, gate, up, inputs[0], Activation.SILU)
-    assert torch.equal(result, down(inner[None]))

@@ -120,15 +120,22 @@ class GatedMlp(nn.Module):
 class NativeNorm(nn.Module):
     """A root mean square norm over the last dimension (Zhang & Sennrich 2019)."""
 
-    def __init__(self, kernels: Kernels, weight: torch.Tensor, epsilon: float, offset: float) -> None:
+    def __init__(self, kernels: Kernels, original: nn.Module, epsilon: float, offset: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.original = original
         self.variance_epsilon = epsilon
         self._kernels = kernels
         self._offset = offset
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The original's."""
+        return self.original.weight  # type: ignore[return-value]  # nn.Module types every attribute as either
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """``[1, T, I]`` in bf16, or a vector for each head: ``[1, T, H, I]``."""
+        """``[1, T, I]``, or a vector for each head: ``[1, T, H, I]``; what is not bf16 goes to the original."""
+        if inputs.dtype is not torch.bfloat16:
+            return self.original(inputs)  # type: ignore[no-any-return]
         if inputs.dim() == 4 and inputs.shape[0] == 1 and inputs.stride(-1) == 1:  # noqa: PLR2004
             rows, repeat, row_stride, repeat_stride = *inputs.shape[1:3], *inputs.stride()[1:3]
         else:

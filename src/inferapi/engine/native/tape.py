@@ -19,14 +19,16 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from inferapi.engine.native.calls import Add, Call, Operation
 from inferapi.engine.native.kernels import Kernels
 
-_DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
-
+_DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_READS = {"aten::is_nonzero", "aten::where", "aten::nonzero_numpy"}  # untagged, where composite operations come whole
+_READ_FUNCTIONS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}  # these pass all operations by
 _UNSET = {f"aten::{name}" for name in ("new_empty", "empty_like", "new_empty_strided")}  # whatever they hold is nothing
 
 
@@ -99,7 +101,7 @@ def record(kernels: Kernels, forward: Callable[[], torch.Tensor], inputs: Sequen
     recorder = _Recorder(kernels, inputs, size)
     kernels.redirect = recorder.native
     try:
-        with recorder:
+        with recorder, _Reads(recorder):
             outputs = forward()
     finally:
         kernels.redirect = None
@@ -115,8 +117,10 @@ class _Recorder(TorchDispatchMode):
         self._size = size
         self.steps: list[_Step] = []
         self.alive: list[Any] = []
-        # Memory whose contents follow from the inputs; what does not is computed once and stays.
+        # Memory by what is in it: what follows from the inputs, what this pass made, what noted steps have read.
         self._changing = {_memory(tensor) for tensor in inputs}
+        self._made: set[int] = set()
+        self._read: set[int] = set()
 
     def native(self, call: Call, rows: int, alive: tuple[Any, ...]) -> None:
         """Make a native call, and note it down."""
@@ -130,26 +134,48 @@ class _Recorder(TorchDispatchMode):
             library.run(library.list_of([call]), 1, used, self._kernels.threads)
         self.steps.append(_Native(call, kind))
         self.alive.append(alive)
-        self._changing |= {_memory(tensor) for tensor in alive if isinstance(tensor, torch.Tensor)}
+        memories = _memories(alive)
+        self._changing |= memories
+        self._read |= memories
+
+    def is_changing(self, tensors: Any) -> bool:
+        """Whether one of them follows from the inputs."""
+        return not self._changing.isdisjoint(_memories(tensors))
 
     def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _DATA_DEPENDENT & set(func.tags) and not _picks_rows(func, args):
+        given = _memories((args, kwargs))
+        is_changing = self.is_changing((args, kwargs))
+        if torch.Tag.nondeterministic_seeded in func.tags or (is_changing and _depends_on_data(func, args)):
             raise NotRepeatableError(f"the pass depends on data ({func.name()})")
-        outputs = func(*args, **kwargs)
-        self.alive.append(outputs)
-        given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
-        made = [tensor for tensor in tree_leaves(outputs) if isinstance(tensor, torch.Tensor)]
-        if func.name() in _UNSET or not any(_memory(tensor) in self._changing for tensor in given):
-            return outputs
         if func._schema.is_mutable:  # noqa: SLF001 - nothing public tells
-            self._changing |= {_memory(tensor) for tensor in given}
-            self.steps.append(lambda: func(*args, **kwargs))
-        elif not {_memory(tensor) for tensor in made} <= {_memory(tensor) for tensor in given}:  # no view
-            self._changing |= {_memory(tensor) for tensor in made}
-            self.steps.append(self._as_native(func, args, kwargs, outputs) or _again(func, args, kwargs, made))
-            self.alive.append(args)
+            self._note_writing(func, args, kwargs, is_changing=is_changing)
+        outputs = func(*args, **kwargs)
+        self.alive.append((args, outputs))
+        made = _memories(outputs)
+        self._made |= made - given
+        if is_changing and made - given and func.name() not in _UNSET:  # no view, and nothing in place
+            self._changing |= made
+            self._read |= given
+            self.steps.append(self._as_native(func, args, kwargs, outputs) or _again(func, args, kwargs, outputs))
         return outputs
+
+    def _note_writing(self, func: Any, args: Any, kwargs: Any, *, is_changing: bool) -> None:
+        """What is written to must be at every repetition what it was at the first."""
+        for argument, value in _arguments(func, args, kwargs):
+            if argument.alias_info is None or not argument.alias_info.is_write or not isinstance(value, torch.Tensor):
+                continue
+            memory = _memory(value)
+            if memory in self._changing:
+                continue
+            if memory not in self._made or (memory in self._read and not is_changing):
+                raise NotRepeatableError(f"the pass keeps something ({func.name()})")
+            if is_changing:
+                whole = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
+                self.steps.insert(0, _Restored(whole, whole.clone()))
+                self._changing.add(memory)
+        if is_changing:
+            self.steps.append(lambda: func(*args, **kwargs))
 
     def _as_native(self, func: Any, args: Any, kwargs: Any, output: Any) -> _Native | None:
         """A residual sum is between kernels in every layer: as one of them it costs no way through PyTorch."""
@@ -169,21 +195,60 @@ class _Recorder(TorchDispatchMode):
         return _Native(Add(Operation.ADD, left.data_ptr(), right.data_ptr(), output.data_ptr(), size), 0)
 
 
-def _picks_rows(func: Any, args: Any) -> bool:
-    """Whether an index is one of numbers, whose shape is known, and not one of true and false."""
-    if func is not torch.ops.aten.index.Tensor:
-        return False
-    return all(index is None or index.dtype not in {torch.bool, torch.uint8} for index in args[1])
+class _Reads(TorchFunctionMode):
+    """Refuses functions that read a tensor's numbers where no operation shows it."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READ_FUNCTIONS and self._recorder.is_changing(args):
+            raise NotRepeatableError(f"the pass depends on data ({func.__name__})")
+        return func(*args, **(kwargs or {}))
 
 
-def _again(func: Any, args: Any, kwargs: Any, made: Sequence[torch.Tensor]) -> Callable[[], None]:
+@dataclass(frozen=True, slots=True)
+class _Restored:
+    """A tensor that the pass made without the inputs and then wrote to: at first it is again what it was."""
+
+    tensor: torch.Tensor
+    contents: torch.Tensor
+
+    def __call__(self) -> None:
+        self.tensor.copy_(self.contents)
+
+
+def _depends_on_data(func: Any, args: Any) -> bool:
+    if func.name() in _READS:
+        return True
+    if func is torch.ops.aten.index.Tensor:  # by numbers its shape is known, by true and false it is not
+        return any(index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1])
+    return not _DATA_DEPENDENT.isdisjoint(func.tags)
+
+
+def _again(func: Any, args: Any, kwargs: Any, outputs: Any) -> Callable[[], None]:
+    made = _tensors(outputs)
+
     def repeat() -> None:
-        outputs = func(*args, **kwargs)
-        fresh = (tensor for tensor in tree_leaves(outputs) if isinstance(tensor, torch.Tensor))
-        for kept, now in zip(made, fresh, strict=True):
+        for kept, now in zip(made, _tensors(func(*args, **kwargs)), strict=True):
             kept.copy_(now)
 
     return repeat
+
+
+def _arguments(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+    """What the operation says of each argument, and the argument."""
+    named = {argument.name: argument for argument in func._schema.arguments}  # noqa: SLF001 - nothing public tells
+    return [*zip(named.values(), args, strict=False), *((named[name], value) for name, value in kwargs.items())]
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _memories(tree: Any) -> set[int]:
+    return {_memory(tensor) for tensor in _tensors(tree)}
 
 
 def _memory(tensor: torch.Tensor) -> int:
