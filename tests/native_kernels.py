@@ -101,3 +101,11 @@ def fused(kernels: Kernels, *modules: nn.Module, quantization: str | None = None
     parent = nn.ModuleList(modules)
     Fuser(kernels, quantization).replace_in(parent)
     return parent
+
+
+class Weighted(nn.Module):
+    """What a native norm takes the place of: something with a weight."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)

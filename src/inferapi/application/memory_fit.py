@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from inferapi.application.step_memory import kernels_bytes, step_bytes, tape_bytes, trial_bytes
+from inferapi.application.step_memory import is_taped, kernels_bytes, native_step_bytes, step_bytes, tape_bytes, trial_bytes
 from inferapi.application.weight_memory import BYTES_BY_DTYPE, conversion_bytes, output_copy_bytes, weights_bytes
 from inferapi.domain.model import KV_BLOCK_TOKENS, Device, DeviceKind, FitReport, LoadOptions, ModelProfile
 
@@ -134,8 +134,11 @@ def working_bytes(
     The dtype of ``options`` is never ``auto`` here.
     """
     width = BYTES_BY_DTYPE[options.dtype]
-    step = step_bytes(profile, width, device.kind, max_batch=max_batch, kv_cache_tokens=kv_cache_tokens)
-    return step + kernels_bytes(profile, options, device) + tape_bytes(profile, options, device, max_batch=max_batch)
+    if is_taped(profile, options, device):
+        step = native_step_bytes(profile, width, max_batch=max_batch) + tape_bytes(profile, options, device)
+    else:
+        step = step_bytes(profile, width, device.kind, max_batch=max_batch, kv_cache_tokens=kv_cache_tokens)
+    return step + kernels_bytes(profile, options, device)
 
 
 def _beside_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -> int:

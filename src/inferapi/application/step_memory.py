@@ -26,7 +26,8 @@ _EXPERT_KERNELS_BYTES = {"bfloat16": 125 * _MIB}
 # whatever the model. What experts compute is still the work of oneDNN.
 _TRIAL_NATIVE_BYTES, _NATIVE_BYTES = 2 * _MIB, 6 * _MIB
 # Steps of decodes are repeated from tapes, one for each power of two of rows, that keep all tensors of the pass.
-_MOST_TAPE_ROWS = 32
+# 1, 2, 4, … 64 tokens, and outputs one more than tokens, up to 33: all in all.
+_TAPE_TOKENS, _TAPE_OUTPUTS = 127, 102
 _TAPE_HIDDEN_COPIES, _TAPE_INNER_COPIES = 9, 2  # of a layer: norms, queries, keys, …, sums; gated or plain product
 _SEQUENTIAL_KERNELS_BYTES = 0.5 * _MIB  # one prompt at a time, one row afterwards
 _CUDA_FLOOR_BYTES = 512 * _MIB  # cuBLAS workspaces and the caching allocator's blocks; not measured yet
@@ -52,6 +53,11 @@ def step_bytes(profile: ModelProfile, width: int, device: DeviceKind, *, max_bat
     return max(step, _CUDA_FLOOR_BYTES) if device is DeviceKind.CUDA else step
 
 
+def native_step_bytes(profile: ModelProfile, width: int, *, max_batch: int) -> int:
+    """What a step from tape takes beside the tape: what the sampler does with a full batch's logits."""
+    return max_batch * profile.vocab_size * (_LOGIT_COPIES * _FLOAT32_BYTES + width)
+
+
 def kernels_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -> int:
     """Kernels that the CPU's library compiles while it serves, beyond those of the trial at the load."""
     if device.kind is not DeviceKind.CPU:
@@ -63,14 +69,17 @@ def kernels_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -
     return round((_NATIVE_BYTES if native else shapes * _KERNELS_BYTES[options.dtype]) + experts)
 
 
-def tape_bytes(profile: ModelProfile, options: LoadOptions, device: Device, *, max_batch: int) -> int:
-    """What tapes keep, once there is one for every number of rows up to a full batch's."""
-    if profile.sequential or not uses_native_kernels(options, device):
+def tape_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -> int:
+    """What tapes keep, once there is one for every number of tokens."""
+    if not is_taped(profile, options, device):
         return 0
-    longest = min(1 << (max_batch - 1).bit_length(), _MOST_TAPE_ROWS)
-    rows = 2 * longest - 1  # 1, 2, 4, … together
     in_layer = _TAPE_HIDDEN_COPIES * profile.hidden_size + _TAPE_INNER_COPIES * profile.intermediate_size
-    return rows * (len(profile.layers) * in_layer + profile.vocab_size) * _BF16_BYTES
+    return (_TAPE_TOKENS * len(profile.layers) * in_layer + _TAPE_OUTPUTS * profile.vocab_size) * _BF16_BYTES
+
+
+def is_taped(profile: ModelProfile, options: LoadOptions, device: Device) -> bool:
+    """Whether native kernels attend, and steps are repeated from tapes."""
+    return uses_native_kernels(options, device) and not profile.sequential and not profile.scores_in_full
 
 
 def trial_bytes(profile: ModelProfile, options: LoadOptions, device: Device) -> int:

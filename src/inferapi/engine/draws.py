@@ -17,7 +17,7 @@ from inferapi.domain.generation import SamplingParams
 BLOCK = 256  # for sums
 _MAXIMA_BLOCK = 64
 _WIDTHS = (128, 2048)  # how many of the likeliest tokens filters look at first; most often the first is enough
-_ALL = 2**62
+_NO_TOP_K = 2**62
 
 
 class Workspace:
@@ -58,12 +58,12 @@ class FromAll:
         ``logits`` and ``spare`` ``[R, V]`` hold something else afterwards.
         """
         probabilities = torch.softmax(logits.div_(self._temperature), -1, out=spare)
-        blocks = probabilities.view(len(probabilities), -1, BLOCK)
-        masses = blocks.sum(-1).double()
+        masses = _masses(probabilities)
         up_to = masses.cumsum(-1)
         sought = draws[:, None] * up_to[:, -1:]
         block = _first_beyond(up_to, sought)
         before = (up_to - masses).gather(-1, block)
+        blocks = probabilities.view(*masses.shape, BLOCK)
         inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
         return (block * BLOCK + _first_beyond(inside, sought - before))[:, 0]
 
@@ -86,52 +86,60 @@ class FromFiltered:
     def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
         self._temperature = _column([one.temperature for one in params], device)
         self._filters = _Filters(
-            torch.tensor([[one.top_k or _ALL] for one in params], device=device),
+            torch.tensor([[one.top_k or _NO_TOP_K] for one in params], device=device),
             _column([one.top_p for one in params], device),
             _column([one.min_p for one in params], device),
         )
         self._least_width = 2 * max(one.top_k for one in params)
-        # Where top-k cuts first, or top-p does not cut, the mass of all tokens plays no part.
-        self._needs_mass = any(one.top_p < 1 and not one.top_k for one in params)
+        # Where top-k cuts first, top-p is a share of what it left.
+        self._needs_mass_of_all = any(one.top_p < 1 and not one.top_k for one in params)
 
     def __call__(self, logits: torch.Tensor, draws: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
         """Tokens ``[R]`` for ``logits`` ``[R, V]`` and ``draws`` ``[R]``, float64 from 0 to below 1.
 
         ``logits`` and ``spare`` ``[R, V]`` hold something else afterwards.
         """
-        scaled = logits.div_(self._temperature)
-        if self._needs_mass:
-            scaled = torch.log_softmax(scaled, -1, out=spare)  # the distribution is the same, and its mass is 1
-        widths = [max(width, self._least_width) for width in _WIDTHS]
-        tokens, sufficed = self._draw(scaled, draws, self._filters, widths[0])
-        for width in (*widths[1:], scaled.shape[-1]):
-            if sufficed.all():
-                break
-            again = (~sufficed).nonzero()[:, 0]
-            tokens[again], sufficed[again] = self._draw(scaled[again], draws[again], self._filters.of(again), width)
+        scaled, mass = logits.div_(self._temperature), draws[:, None]
+        if self._needs_mass_of_all:  # in units of the likeliest token's
+            probabilities = torch.softmax(scaled, -1, out=spare)
+            mass = _masses(probabilities).sum(-1, keepdim=True) / probabilities.amax(-1, keepdim=True)
+        narrow, wide = (max(width, self._least_width) for width in _WIDTHS)
+        tokens, sufficed = self._draw(scaled, draws, mass, self._filters, narrow)
+        if not sufficed.all():
+            rows = (~sufficed).nonzero()[:, 0]
+            tokens[rows], sufficed[rows] = self._draw(
+                scaled[rows], draws[rows], mass[rows], self._filters.of(rows), wide
+            )
+            for row in (~sufficed).nonzero():  # one by one: to sort all there is takes ten times the room of the row
+                tokens[row], _ = self._draw(scaled[row], draws[row], mass[row], self._filters.of(row), scaled.shape[-1])
         return tokens
 
     def _draw(
-        self, scaled: torch.Tensor, draws: torch.Tensor, filters: _Filters, width: int
+        self, scaled: torch.Tensor, draws: torch.Tensor, mass: torch.Tensor, filters: _Filters, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens, looking at the ``width`` likeliest, and whether no token beyond them could have been kept."""
+        """Tokens, looking at the ``width`` likeliest, and whether no token beyond them could have been kept.
+
+        Sums run from the likeliest on, so that what comes after, which depends on the batch, changes no bit of them.
+        """
         values, ids, least = _candidates(scaled, width)
-        among_k = torch.arange(values.shape[-1], device=values.device) < filters.top_k
-        values = values.masked_fill(~among_k, float("-inf"))
-        mass = values.logsumexp(-1, keepdim=True)
-        if self._needs_mass:
-            mass.masked_fill_(filters.top_k == _ALL, 0.0)
-        probabilities = torch.exp(values - mass)
-        likelier = probabilities.cumsum(-1) - probabilities  # mass of the tokens before this one
-        # top_p 1 keeps all, also where rounding makes the mass before the last tokens reach 1.
-        kept = among_k & ((likelier < filters.top_p) | (filters.top_p >= 1))
-        kept &= probabilities >= filters.min_p * probabilities[:, :1]
+        kept = torch.arange(values.shape[-1], device=values.device) < filters.top_k
+        weights = torch.exp(values - values[:, :1]) * kept  # the likeliest has 1
+        up_to = weights.double().cumsum(-1)
+        mass = torch.where(filters.top_k < _NO_TOP_K, up_to[:, -1:], mass)
+        # top_p 1 keeps all, also where rounding makes the mass before the last tokens reach all of it.
+        kept &= (up_to - weights < filters.top_p * mass) | (filters.top_p >= 1)
+        kept &= weights >= filters.min_p
         kept[:, 0] = True
-        up_to = (probabilities * kept).double().cumsum(-1)
+        up_to = (weights * kept).double().cumsum(-1)
         chosen = _first_beyond(up_to, draws[:, None] * up_to[:, -1:])
         # Tokens as likely as the least candidate may be missing; they matter if one of them was kept.
         sufficed = values.masked_fill(~kept, float("inf")).amin(-1) > least
         return ids.gather(-1, chosen)[:, 0], sufficed | (width >= scaled.shape[-1])
+
+
+def _masses(probabilities: torch.Tensor) -> torch.Tensor:
+    """Of each block of each row ``[R, V / BLOCK]``, in float64."""
+    return probabilities.view(len(probabilities), -1, BLOCK).sum(-1).double()
 
 
 def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:

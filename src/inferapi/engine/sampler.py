@@ -87,13 +87,12 @@ class _Group:
 def _grouped(requests: Sequence[Request], device: torch.device) -> list[_Group]:
     rows_of: dict[tuple[type[FromAll | FromFiltered] | None, bool], list[int]] = {}
     for row, request in enumerate(requests):
-        is_penalized = request.sampling.repetition_penalty != 1.0
-        rows_of.setdefault((_way(request.sampling), is_penalized), []).append(row)
+        params = request.sampling
+        rows_of.setdefault((_way(params), params.repetition_penalty != 1.0), []).append(row)
     groups = []
     for (way, _), rows in rows_of.items():
         alike = [requests[row] for row in rows]
-        draw = way([request.sampling for request in alike], device) if way else None
-        groups.append(_Group(rows, alike, draw))
+        groups.append(_Group(rows, alike, way([request.sampling for request in alike], device) if way else None))
     return groups
 
 

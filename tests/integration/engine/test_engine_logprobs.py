@@ -18,34 +18,34 @@ pytestmark = [pytest.mark.model, pytest.mark.usefixtures("compiled")]
 
 TEXTS = (
     (
-        "The water cycle describes how water moves on, above and below the surface of the Earth. Heat from the sun makes "
-        "water evaporate from oceans, lakes and rivers. The vapour rises, cools and condenses into clouds, and falls back "
-        "to the ground as rain or snow, where it runs into streams or sinks into the soil."
+        "The water cycle describes how water moves on, above and below the surface of the Earth. Heat from the "
+        "sun makes water evaporate from oceans, lakes and rivers. The vapour rises, cools and condenses into "
+        "clouds, and falls back to the ground as rain or snow, where it runs into streams or sinks into the soil."
     ),
     (
-        "It was late in the evening when the old fisherman came home. He put his nets by the door, sat down at the table "
-        "and did not say a word. His daughter looked at him for a long time. At last she asked what had happened, and he "
-        "told her about the light that he had seen out on the sea."
+        "It was late in the evening when the old fisherman came home. He put his nets by the door, sat down at "
+        "the table and did not say a word. His daughter looked at him for a long time. At last she asked what "
+        "had happened, and he told her about the light that he had seen out on the sea."
     ),
     (
-        "def mean(numbers):\n    total = 0\n    for number in numbers:\n        total += number\n    return total / "
-        "len(numbers)\n\n\ndef variance(numbers):\n    centre = mean(numbers)\n    return mean([(number - centre) ** 2 for "
-        "number in numbers])\n"
+        "def mean(numbers):\n    total = 0\n    for number in numbers:\n        total += number\n    return "
+        "total / len(numbers)\n\n\ndef variance(numbers):\n    centre = mean(numbers)\n    return mean([(number "
+        "- centre) ** 2 for number in numbers])\n"
     ),
     (
-        "<|im_start|>user\nWhat is the capital of France, and what is it known for?<|im_end|>\n<|im_start|>assistant\nThe "
-        "capital of France is Paris. It is known for the Eiffel Tower, the Louvre, its food and its fashion."
-        "<|im_end|>\n"
+        "<|im_start|>user\nWhat is the capital of France, and what is it known for?<|im_end|>\n"
+        "<|im_start|>assistant\nThe capital of France is Paris. It is known for the Eiffel Tower, the Louvre, "
+        "its food and its fashion.<|im_end|>\n"
     ),
     (
-        "Ingredients: 200 g flour, 2 eggs, 300 ml milk, a pinch of salt, butter for the pan. 1. Whisk the eggs with the "
-        "milk. 2. Stir in the flour and the salt until the batter is smooth. 3. Let it rest for 20 minutes. 4. Fry thin "
-        "pancakes on both sides until they are golden."
+        "Ingredients: 200 g flour, 2 eggs, 300 ml milk, a pinch of salt, butter for the pan. 1. Whisk the eggs "
+        "with the milk. 2. Stir in the flour and the salt until the batter is smooth. 3. Let it rest for 20 "
+        "minutes. 4. Fry thin pancakes on both sides until they are golden."
     ),
     (
-        "The committee met on Tuesday to discuss the budget for the coming year. Several members asked for more money for "
-        "roads and schools, while others warned that taxes would have to rise. No decision was taken, and the debate will "
-        "go on next week."
+        "The committee met on Tuesday to discuss the budget for the coming year. Several members asked for more "
+        "money for roads and schools, while others warned that taxes would have to rise. No decision was taken, "
+        "and the debate will go on next week."
     ),
 )
 LIKELY = 0.01  # tokens that float32 gives at least this probability

@@ -1,4 +1,4 @@
-"""Whole models with weights in int8 and int4: what is rounded is the weights and the inputs, and nothing else is off."""
+"""Whole models with weights in int8 and int4: weights and inputs are rounded, and nothing else is off."""
 
 from __future__ import annotations
 

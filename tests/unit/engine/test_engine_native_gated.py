@@ -1,7 +1,10 @@
 """Gated products of the native kernels, in their three formats, against what a model computes step by step."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from inferapi.engine.native.calls import Activation, Format, Gated, Operation
 from inferapi.engine.native.formats import PackedWeight, pack
@@ -9,6 +12,7 @@ from inferapi.engine.native.modules import GatedMlp, NativeLinear
 from native_kernels import BF16_STEP, PRODUCT_SHAPES, ChosenThreads, Guarded, normal, seen_inputs, seen_weight
 
 formats = pytest.mark.parametrize("fmt", list(Format))
+FUNCTIONS = {Activation.SILU: F.silu, Activation.GELU_TANH: partial(F.gelu, approximate="tanh")}
 activations = pytest.mark.parametrize("activation", list(Activation))
 
 
@@ -45,17 +49,13 @@ def test_a_gated_product_is_what_the_model_would_compute_step_by_step(
     packed = [
         pack(normal(outputs, width, seed=seed, scale=scale), normal(outputs, seed=seed + 2), fmt) for seed in (0, 1)
     ]
-    apply = {
-        Activation.SILU: torch.nn.functional.silu,
-        Activation.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    }[activation]
 
     for rows in (1, 2, 7, 13, 40):
         inputs = normal(rows, width, seed=rows + 10)
         result = gate_and_multiply(kernels, *packed, inputs, activation)
         x = seen_inputs(inputs, fmt)
         gate, up = (x @ seen_weight(each).t() + each.bias.float() for each in packed)
-        error = (result.float() - apply(gate) * up).abs()
+        error = (result.float() - FUNCTIONS[activation](gate) * up).abs()
         # Gate, activation, what it gates and their product are each rounded to bf16.
         allowed = 5 * BF16_STEP * gate.abs() * up.abs() + 1e-3
         assert bool((error <= allowed).all()), float((error - allowed).max())
@@ -72,6 +72,18 @@ def test_a_gated_row_is_the_same_to_the_bit_alone_among_others_and_by_many_threa
 
     for kernels.chosen in (1, 2, 4):
         assert torch.equal(gate_and_multiply(kernels, gate, up, inputs, activation), alone)
+
+
+@activations
+def test_an_activation_is_right_but_for_its_rounding(kernels: ChosenThreads, activation: Activation) -> None:
+    weight = torch.tensor([[1.0, 0.0]])
+    gate, up = pack(weight, None, Format.BF16), pack(torch.zeros(1, 2), torch.ones(1), Format.BF16)
+    values = torch.linspace(-8, 8, 1001).bfloat16()
+    inputs = torch.stack([values, torch.zeros_like(values)], 1).contiguous()
+
+    result = gate_and_multiply(kernels, gate, up, inputs, activation)[:, 0].float()
+
+    torch.testing.assert_close(result, FUNCTIONS[activation](values.float()), atol=1e-6, rtol=1.02 * BF16_STEP)
 
 
 @activations

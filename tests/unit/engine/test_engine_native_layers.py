@@ -8,7 +8,7 @@ from transformers.models.llama import modeling_llama
 
 from inferapi.engine.native.calls import Add, Norm, Operation, Rotate
 from inferapi.engine.native.modules import NativeNorm, NativeRotary
-from native_kernels import BF16_STEP, ChosenThreads, Guarded, normal
+from native_kernels import BF16_STEP, ChosenThreads, Guarded, Weighted, normal
 
 offsets = pytest.mark.parametrize("offset", [0.0, 1.0])
 SIZES = (1, 2, 15, 16, 17, 64, 100, 576, 1025)
@@ -32,7 +32,7 @@ def assert_alike(result: torch.Tensor, exact: torch.Tensor) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_norm_of_any_size_is_the_root_mean_square_norm(kernels: ChosenThreads, size: int, offset: float) -> None:
     weight = normal(size, seed=1)
-    norm = NativeNorm(kernels, weight, 1e-5, offset)
+    norm = NativeNorm(kernels, Weighted(weight), 1e-5, offset)
 
     for rows in (1, 3, 40):
         inputs = normal(1, rows, size, seed=rows, scale=3.0)
@@ -44,7 +44,7 @@ def test_a_norm_of_any_size_is_the_root_mean_square_norm(kernels: ChosenThreads,
 @offsets
 def test_a_norm_of_heads_takes_each_of_them_by_itself(kernels: ChosenThreads, offset: float) -> None:
     weight = normal(48, seed=1)
-    norm = NativeNorm(kernels, weight, 1e-6, offset)
+    norm = NativeNorm(kernels, Weighted(weight), 1e-6, offset)
     projected = normal(1, 7, 5 * 48 + 30, seed=2)
     heads = {
         "dense": projected[..., : 5 * 48].contiguous().view(1, 7, 5, 48),
@@ -62,7 +62,7 @@ def test_a_norm_of_heads_takes_each_of_them_by_itself(kernels: ChosenThreads, of
 
 @offsets
 def test_the_norm_of_zeros_is_zero(kernels: ChosenThreads, offset: float) -> None:
-    result = NativeNorm(kernels, normal(20), 1e-6, offset)(torch.zeros(1, 2, 20).bfloat16())
+    result = NativeNorm(kernels, Weighted(normal(20)), 1e-6, offset)(torch.zeros(1, 2, 20).bfloat16())
 
     assert torch.equal(result, torch.zeros(1, 2, 20).bfloat16())
 
@@ -106,7 +106,7 @@ def test_a_norm_writes_nothing_beside_its_output(
 def test_a_norm_is_the_same_to_the_bit_alone_among_others_and_by_many_threads(
     kernels: ChosenThreads, offset: float
 ) -> None:
-    norm = NativeNorm(kernels, normal(500, seed=1), 1e-5, offset)
+    norm = NativeNorm(kernels, Weighted(normal(500, seed=1)), 1e-5, offset)
     inputs = normal(1, 60, 500)
     alone = torch.cat([norm(inputs[:, row : row + 1]) for row in range(60)], 1)
 

@@ -13,7 +13,7 @@ from inferapi.engine.native.calls import Activation, Format
 from inferapi.engine.native.formats import pack
 from inferapi.engine.native.modules import GatedMlp, NativeLinear, NativeNorm
 from inferapi.engine.native.tape import NotRepeatableError, Size, Tape, record
-from native_kernels import ChosenThreads, normal
+from native_kernels import ChosenThreads, Weighted, normal
 
 ROWS, OUTPUTS, VOCABULARY, WIDTH = 4, 5, 50, 64
 
@@ -25,7 +25,7 @@ class Little(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding.from_pretrained(normal(VOCABULARY, WIDTH))
         self.places = nn.Embedding.from_pretrained(normal(200, WIDTH, seed=1))
-        self.norm = NativeNorm(kernels, normal(WIDTH, seed=2), 1e-5, 0.0)
+        self.norm = NativeNorm(kernels, Weighted(normal(WIDTH, seed=2)), 1e-5, 0.0)
         gate, up = (pack(normal(96, WIDTH, seed=seed, scale=0.2), None, Format.BF16) for seed in (3, 4))
         down = NativeLinear(kernels, pack(normal(WIDTH, 96, seed=5, scale=0.2), None, Format.INT8))
         self.mlp = GatedMlp(kernels, gate, up, down, Activation.SILU)

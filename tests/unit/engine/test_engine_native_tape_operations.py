@@ -35,13 +35,13 @@ def _in_place(x: torch.Tensor) -> torch.Tensor:
 
 def _into_a_tensor_like_it(x: torch.Tensor) -> torch.Tensor:
     out = torch.zeros_like(x)
-    out.index_add_(1, torch.tensor([3, 2, 1, 0]), x)
+    out.index_add_(1, torch.arange(ROWS).flip(0), x)
     return out.masked_fill_(x > 1, 0.5)
 
 
 def _into_one_of_its_own(x: torch.Tensor) -> torch.Tensor:
     out = torch.zeros(1, ROWS, WIDTH).bfloat16()
-    return out.index_add_(1, torch.tensor([3, 2, 1, 0]), x)
+    return out.index_add_(1, torch.arange(ROWS).flip(0), x)
 
 
 def _into_a_filled_one(x: torch.Tensor) -> torch.Tensor:
@@ -80,6 +80,10 @@ def _through_copies(x: torch.Tensor) -> torch.Tensor:
     return out.contiguous().to(torch.float32).to(torch.bfloat16)
 
 
+def _by_a_tensor_made_of_a_list(x: torch.Tensor) -> torch.Tensor:
+    return x[:, torch.tensor([3, 2, 1, 0])] * torch.tensor(2.0)
+
+
 passes = {
     "in place": _in_place,
     "into a tensor like it": _into_a_tensor_like_it,
@@ -91,6 +95,7 @@ passes = {
     "constants": _constants,
     "picked rows": _picked_rows,
     "through copies": _through_copies,
+    "by a tensor made of a list": _by_a_tensor_made_of_a_list,
 }
 
 

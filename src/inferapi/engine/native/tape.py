@@ -148,7 +148,7 @@ class _Recorder(TorchDispatchMode):
         is_changing = self.is_changing((args, kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags or (is_changing and _depends_on_data(func, args)):
             raise NotRepeatableError(f"the pass depends on data ({func.name()})")
-        if func._schema.is_mutable:  # noqa: SLF001 - nothing public tells
+        if func._schema.is_mutable and func is not torch.ops.aten.detach_.default:  # noqa: SLF001 - nothing public tells
             self._note_writing(func, args, kwargs, is_changing=is_changing)
         outputs = func(*args, **kwargs)
         self.alive.append((args, outputs))
