@@ -24,6 +24,7 @@ from .server import Server
 SESSION_TOKENS = 2000
 QUESTION_TOKENS = 20
 ANSWER_TOKENS = 32
+BESIDE_TOKENS = 83  # of the template, the answer and the next question
 WIDTHS = (1, 8)
 PATIENCE_S = 300.0
 KEYS = {"warm": "benchmark-key-of-the-warm", "cold": "benchmark-key-of-the-cold"}
@@ -51,7 +52,7 @@ async def next_turns(repeats: int, seed: str) -> dict[str, Any]:
 
 
 async def _round(port: int, http: httpx.AsyncClient, prompts: Prompts, width: int) -> dict[str, list[Answer]]:
-    sessions = [await _one_turn(http, text) for text in prompts.take(SESSION_TOKENS - 100, width)]
+    sessions = [await _one_turn(http, text) for text in prompts.take(SESSION_TOKENS - BESIDE_TOKENS, width)]
     for session in sessions:
         document = _ok(await http.get(f"/sessions/{session}/export", headers=_headers("warm"))).json()
         _ok(await http.post("/sessions/import", json=document, headers=_headers("cold")))

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 MEDIA_TYPE = "text/event-stream"
 PING_S = 10.0
+_LOOK_AGAIN_S = 1.0
 DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 
@@ -139,7 +140,6 @@ class _Pump:
             self._events.append(DONE)
         data = b"".join(self._events)
         self._events.clear()
-        self._quiet_since_s = self._event_loop.time()
         return data, is_last
 
     def stop(self) -> None:
@@ -168,13 +168,14 @@ class _Pump:
         self._ring()
 
     def _ping(self) -> None:
-        """Say something, if somebody has waited for so long: a client that reads slowly needs no pings."""
+        """Say something, if somebody has waited for so long: a client that is slow to read needs no pings."""
         now_s = self._event_loop.time()
-        if self._news is not None and now_s >= self._quiet_since_s + PING_S:
+        due_s = self._quiet_since_s + PING_S if self._news is not None else now_s + _LOOK_AGAIN_S
+        if due_s <= now_s:
             self._events.append(_PING)
             self._ring()
-            self._quiet_since_s = now_s
-        self._timer = self._event_loop.call_at(max(self._quiet_since_s + PING_S, now_s + 1.0), self._ping)
+            due_s = now_s + PING_S
+        self._timer = self._event_loop.call_at(due_s, self._ping)
 
     def _ring(self) -> None:
         if self._news is not None and not self._news.done():
@@ -182,7 +183,7 @@ class _Pump:
 
     async def _anything(self) -> None:
         while not (self._events or self._is_over or self.is_stopped):
-            self._news = self._event_loop.create_future()
+            self._news, self._quiet_since_s = self._event_loop.create_future(), self._event_loop.time()
             try:
                 await self._news
             finally:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from inferapi.application.step_memory import is_taped, kernels_bytes, native_step_bytes, step_bytes, tape_bytes, trial_bytes
+from inferapi.application.step_memory import (
+    is_taped,
+    kernels_bytes,
+    native_step_bytes,
+    step_bytes,
+    tape_bytes,
+    trial_bytes,
+)
 from inferapi.application.weight_memory import BYTES_BY_DTYPE, conversion_bytes, output_copy_bytes, weights_bytes
 from inferapi.domain.model import KV_BLOCK_TOKENS, Device, DeviceKind, FitReport, LoadOptions, ModelProfile
 

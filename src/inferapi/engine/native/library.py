@@ -45,7 +45,12 @@ def load_library() -> Library:
     if problem or command is None:
         raise NoKernelsError(problem)
     try:
-        return Library(str(_cached(command, flags)))
+        file = _cached(command, flags)
+        try:
+            return Library(str(file))
+        except OSError:  # damaged, by a power cut say: once more
+            file.unlink()
+            return Library(str(_cached(command, flags)))
     except subprocess.CalledProcessError as error:
         log.warning("the compiler refused the kernels:\n%s", error.stderr)
         raise NoKernelsError(f"{Path(command[0]).name} refused the kernels' sources") from error

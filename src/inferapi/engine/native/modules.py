@@ -136,7 +136,10 @@ class NativeNorm(nn.Module):
         """``[1, T, I]``, or a vector for each head: ``[1, T, H, I]``; what is not bf16 goes to the original."""
         if inputs.dtype is not torch.bfloat16:
             return self.original(inputs)  # type: ignore[no-any-return]
-        if inputs.dim() == 4 and inputs.shape[0] == 1 and inputs.stride(-1) == 1:  # noqa: PLR2004
+        if inputs.dim() == 4 and inputs.shape[0] == 1:  # noqa: PLR2004
+            if inputs.stride(1) < inputs.stride(2):  # heads first, as they are seen; tokens first, as they lie
+                return self.forward(inputs.transpose(1, 2)).transpose(1, 2)
+            inputs = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
             rows, repeat, row_stride, repeat_stride = *inputs.shape[1:3], *inputs.stride()[1:3]
         else:
             inputs, rows, row_stride = _rows(inputs)

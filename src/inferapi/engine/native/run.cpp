@@ -77,7 +77,8 @@ class Team {
         if (job.cut.threads == 1) return job.join_all(0);
         call_helpers(job.cut.threads - 1);
         job_ = job;
-        const int number = ++number_ * 2;  // 0 is: there is none
+        number_ = number_ % (1 << 30) + 1;  // 0 is: there is none
+        const int number = number_;
         open_.store(number);
         if (asleep_.load() > 0) syscall(SYS_futex, &open_, FUTEX_WAKE_PRIVATE, job.cut.threads - 1, nullptr, nullptr, 0);
         job.join_all(0);

@@ -146,7 +146,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         given = _memories((args, kwargs))
         is_changing = self.is_changing((args, kwargs))
-        if torch.Tag.nondeterministic_seeded in func.tags or (is_changing and _depends_on_data(func, args)):
+        is_random = torch.Tag.nondeterministic_seeded in func.tags and not _is_idle_dropout(func, args)
+        if is_random or (is_changing and _depends_on_data(func, args)):
             raise NotRepeatableError(f"the pass depends on data ({func.name()})")
         if func._schema.is_mutable and func is not torch.ops.aten.detach_.default:  # noqa: SLF001 - nothing public tells
             self._note_writing(func, args, kwargs, is_changing=is_changing)
@@ -217,6 +218,11 @@ class _Restored:
 
     def __call__(self) -> None:
         self.tensor.copy_(self.contents)
+
+
+def _is_idle_dropout(func: Any, args: Any) -> bool:
+    """Whether it is a dropout outside of training, which passes its input on."""
+    return func is torch.ops.aten.dropout.default and not args[2]
 
 
 def _depends_on_data(func: Any, args: Any) -> bool:
