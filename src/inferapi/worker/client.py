@@ -24,7 +24,8 @@ EndWorker = Callable[[], Awaitable[object]]
 class _Answer:
     """What came for one request and was not read yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
+        self._event_loop = event_loop
         self._items: deque[Chunk | InferapiError] = deque()
         self._reader: asyncio.Future[None] | None = None
 
@@ -37,7 +38,7 @@ class _Answer:
     async def get(self) -> Chunk | InferapiError:
         """The next item; one reader at a time."""
         if not self._items:
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._event_loop.create_future()
             await self._reader
         return self._items.popleft()
 
@@ -83,9 +84,9 @@ class WorkerEngine:
         if self.is_closed:
             raise self._gone()
         request_id = next(self._ids)
-        answer = self._answers[request_id] = _Answer()
-        self._connection.send(Generate(request_id, request))
         event_loop = asyncio.get_running_loop()
+        answer = self._answers[request_id] = _Answer(event_loop)
+        self._connection.send(Generate(request_id, request))
         timeout = GenerationTimeout(timeout_s=round(request.deadline_s - request.arrived_s, 3))
         timer = event_loop.call_at(request.deadline_s, answer.put, timeout)  # asyncio's clock is the same
         finished = False

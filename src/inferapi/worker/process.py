@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import transformers
 
 from inferapi.domain.errors import InferapiError, ModelLoadFailed, OutOfMemory, QueueFull
@@ -71,9 +70,9 @@ class Worker:
         self._cancelled: set[int] = set()  # while still being encoded
         self._no_memory_s = float("-inf")  # when a step found no memory last
         self._governor = ThreadGovernor(
-            torch.get_num_threads(),
+            model.threads,
             waited_s=waited_for_cores_s,
-            set_threads=torch.set_num_threads,
+            set_threads=model.use_threads,
             now_s=now_s,
         )
 

@@ -19,18 +19,19 @@ Redirect = Callable[[Call, int, tuple[Any, ...]], None]
 class Kernels:
     """This process's way to the library, by one caller at a time.
 
-    Threads are as many as PyTorch is set to, up to ``most_threads``.
+    ``wanted_threads`` compute, up to ``most_threads``; as many as PyTorch is set to, until somebody says otherwise.
     """
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self.most_threads = os.cpu_count() or 1  # kernels with a scratch memory a thread have as many
+        self.wanted_threads: int | None = None
         self.redirect: Redirect | None = None
 
     @property
     def threads(self) -> int:
         """How many compute."""
-        return min(torch.get_num_threads(), self.most_threads)
+        return min(self.wanted_threads or torch.get_num_threads(), self.most_threads)
 
     def run(self, call: Call, rows: int, *alive: Any) -> None:
         """Compute ``rows`` rows now."""
