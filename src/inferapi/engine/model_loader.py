@@ -51,6 +51,7 @@ class LoadedModel:
     facts: EngineFacts
     threads: int = 1
     use_threads: Callable[[int], None] = torch.set_num_threads
+    waits_for_threads: bool = True  # one that has no core holds up the others
 
 
 def _unheard(_stage: ModelState, _done_bytes: int, _total_bytes: int) -> None:
@@ -158,7 +159,7 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:  # noqa: C901 - a lo
     )
     loaded = LoadedModel(loop, PromptEncoder(tokenizer, context_window), facts)
     if kernels is not None and pool and paged.is_native:
-        return replace(loaded, use_threads=partial(_use_native_threads, kernels))
+        return replace(loaded, use_threads=partial(_use_native_threads, kernels), waits_for_threads=False)
     return loaded
 
 

@@ -70,7 +70,7 @@ class Worker:
         self._cancelled: set[int] = set()  # while still being encoded
         self._no_memory_s = float("-inf")  # when a step found no memory last
         self._governor = ThreadGovernor(
-            model.threads,
+            model.threads if model.waits_for_threads else 1,  # of one there is nothing to give up
             waited_s=waited_for_cores_s,
             set_threads=model.use_threads,
             now_s=now_s,
