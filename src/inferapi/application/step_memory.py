@@ -12,7 +12,7 @@ _MIB = 1024**2
 _FLOAT32_BYTES, _BF16_BYTES = 4, 2
 _HIDDEN_COPIES, _INNER_COPIES = 6, 4  # rows alive at once: residual, norm, queries, keys, …; gate, up, product, …
 _SCORE_COPIES = 5  # scaled, biased or capped, softmax, its cast, and the product
-_LOGIT_COPIES = 4  # float32: scaled, softmax, cumulative, and one between
+_LOGIT_COPIES = 4  # float32: two that the sampler keeps, and two more for wide filters
 # oneDNN compiles kernels for every shape of a weight and every number of rows, and keeps them: 0.5 MiB each.
 # The trial at the load meets a handful of row counts, full batches of long prompts about twenty. engine/packing.py
 # bounds how many there can be, 64 in all. Hundreds of requests of mixed lengths meet about half of them, 3 to 7 MiB a
