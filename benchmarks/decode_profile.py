@@ -12,6 +12,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ def profile(loop: EngineLoop, rows: int) -> dict[str, float]:
         for operation, name in KINDS.items():
             some = [call for call in calls if call.operation == operation]
             listed = kernels.library.list_of(some)
-            found[name] = median_ms(lambda a=listed, n=len(some): kernels.library.run(a, n, rows, kernels.threads))
+            work = partial(kernels.library.run, listed, len(some), rows, kernels.threads)
+            found[name] = median_ms(work)
         found["all of the forward pass, from tape"] = median_ms(lambda: tape.repeat(rows, rows))
     found["the whole step"] = whole
     while not loop.is_idle:
@@ -85,11 +88,11 @@ def main() -> None:
     parser.add_argument("--quantization", choices=("int8", "int4"))
     parser.add_argument("--write", type=Path, help="also write the tables into this Markdown file")
     arguments = parser.parse_args()
-    torch.set_num_threads(torch.get_num_threads())
-    spec = EngineSpec(str(MODEL), str(MODEL), DeviceKind.CPU, 1, "bfloat16", 32768, 32, 32)
+    threads = torch.get_num_threads()
+    spec = EngineSpec(str(MODEL), str(MODEL), DeviceKind.CPU, 1, "bfloat16", 32768, 32, 32, threads=threads)
     tables = []
     for quantization in (None, "int8", "int4") if arguments.quantization is None else (arguments.quantization,):
-        model = load_model(EngineSpec(**{**{f: getattr(spec, f) for f in spec.__slots__}, "quantization": quantization}))
+        model = load_model(replace(spec, quantization=quantization))
         columns = [profile(model.loop, rows) for rows in ROWS]
         tables += [
             f"## Weights in {quantization or 'bf16'}",
