@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from inferapi.application.step_memory import (
     is_taped,
     kernels_bytes,
-    native_step_bytes,
+    sampling_bytes,
     step_bytes,
     tape_bytes,
     trial_bytes,
@@ -142,7 +142,7 @@ def working_bytes(
     """
     width = BYTES_BY_DTYPE[options.dtype]
     if is_taped(profile, options, device):
-        step = native_step_bytes(profile, width, max_batch=max_batch) + tape_bytes(profile, options, device)
+        step = sampling_bytes(profile, width, max_batch=max_batch) + tape_bytes(profile, options, device)
     else:
         step = step_bytes(profile, width, device.kind, max_batch=max_batch, kv_cache_tokens=kv_cache_tokens)
     return step + kernels_bytes(profile, options, device)

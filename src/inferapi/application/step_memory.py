@@ -6,7 +6,16 @@ The constants are measured by ``benchmarks/memory_fit.py`` unless they say other
 from __future__ import annotations
 
 from inferapi.application.weight_memory import uses_native_kernels
-from inferapi.domain.model import KV_BLOCK_TOKENS, PREFILL_CHUNK_TOKENS, Device, DeviceKind, LoadOptions, ModelProfile
+from inferapi.domain.model import (
+    KV_BLOCK_TOKENS,
+    MOST_TAPE_OUTPUTS,
+    PREFILL_CHUNK_TOKENS,
+    TAPE_TOKENS,
+    Device,
+    DeviceKind,
+    LoadOptions,
+    ModelProfile,
+)
 
 _MIB = 1024**2
 _FLOAT32_BYTES, _BF16_BYTES = 4, 2
@@ -26,8 +35,8 @@ _EXPERT_KERNELS_BYTES = {"bfloat16": 125 * _MIB}
 # whatever the model. What experts compute is still the work of oneDNN.
 _TRIAL_NATIVE_BYTES, _NATIVE_BYTES = 2 * _MIB, 6 * _MIB
 # Steps of decodes are repeated from tapes, one for each power of two of rows, that keep all tensors of the pass.
-# 1, 2, 4, … 64 tokens, and outputs one more than tokens, up to 33: all in all.
-_TAPE_TOKENS, _TAPE_OUTPUTS = 127, 102
+_TAPE_TOKENS = sum(TAPE_TOKENS)
+_TAPE_OUTPUTS = sum(min(tokens + 1, MOST_TAPE_OUTPUTS) for tokens in TAPE_TOKENS)
 _TAPE_HIDDEN_COPIES, _TAPE_INNER_COPIES = 9, 2  # of a layer: norms, queries, keys, …, sums; gated or plain product
 _SEQUENTIAL_KERNELS_BYTES = 0.5 * _MIB  # one prompt at a time, one row afterwards
 _CUDA_FLOOR_BYTES = 512 * _MIB  # cuBLAS workspaces and the caching allocator's blocks; not measured yet
@@ -46,15 +55,15 @@ def step_bytes(profile: ModelProfile, width: int, device: DeviceKind, *, max_bat
     mask = min(rows, longest) * longest * (1 + width) if attends else 0  # of booleans, then of numbers to add
     scores = _SCORE_COPIES * profile.attention_heads * min(rows, longest) * longest * _FLOAT32_BYTES
     scan = rows * profile.scan_elements_per_token * _FLOAT32_BYTES
-    logits = (1 if alone else max_batch) * profile.vocab_size * (_LOGIT_COPIES * _FLOAT32_BYTES + width)
+    logits = sampling_bytes(profile, width, max_batch=1 if alone else max_batch)
     step = activations + mask + (scores if profile.scores_in_full else 0) + scan + logits
     if not alone:
         step += _paged_attention_bytes(profile, width, longest, kv_cache_tokens)
     return max(step, _CUDA_FLOOR_BYTES) if device is DeviceKind.CUDA else step
 
 
-def native_step_bytes(profile: ModelProfile, width: int, *, max_batch: int) -> int:
-    """What a step from tape takes beside the tape: what the sampler does with a full batch's logits."""
+def sampling_bytes(profile: ModelProfile, width: int, *, max_batch: int) -> int:
+    """What the sampler does with a full batch's logits; all that a step from tape takes beside the tape."""
     return max_batch * profile.vocab_size * (_LOGIT_COPIES * _FLOAT32_BYTES + width)
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from inferapi.domain.model import LayerShape
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
 from inferapi.engine.native.attention import NativeAttention
-from inferapi.engine.scheduler import Plan, Segment
+from inferapi.engine.scheduler import Plan
 from inferapi.engine.static_steps import StaticStep
 from inferapi.engine.step_layout import DecodeView, StepLayout
 
@@ -105,42 +105,28 @@ class PagedAttention:
         begin = num_decodes
         for segment in step.plan.prefills:
             end = begin + segment.length
-            outputs.append(self._prefill(layer, segment, query, key, value, begin, end, scale, softcap, s_aux))
+            if segment.start == 0:
+                seen_keys, seen_values = key[0, :, begin:end], value[0, :, begin:end]
+            else:
+                blocks = segment.request.blocks[: -(-(segment.start + segment.length) // BLOCK_TOKENS)]
+                index = torch.tensor(blocks, device=query.device)
+                length = segment.start + segment.length
+                seen_keys = self._cache.keys[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
+                seen_values = self._cache.values[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
+            outputs.append(
+                _prefill(
+                    query[0, :, begin:end],
+                    seen_keys,
+                    seen_values,
+                    scale=scale,
+                    window_tokens=window,
+                    softcap=softcap,
+                    sinks=s_aux,
+                    flash=self._flash,
+                )
+            )
             begin = end
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
-
-    def _prefill(
-        self,
-        layer: int,
-        segment: Segment,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        begin: int,
-        end: int,
-        scale: float,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """A chunk of a prompt, tokens ``begin`` to before ``end`` of the step: ``[T, H*G, D]``."""
-        if segment.start == 0:
-            seen_keys, seen_values = key[0, :, begin:end], value[0, :, begin:end]
-        else:
-            length = segment.start + segment.length
-            blocks = segment.request.blocks[: -(-length // BLOCK_TOKENS)]
-            index = torch.tensor(blocks, device=query.device)
-            seen_keys = self._cache.keys[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
-            seen_values = self._cache.values[layer][index].transpose(0, 1).flatten(1, 2)[:, :length]
-        return _prefill(
-            query[0, :, begin:end],
-            seen_keys,
-            seen_values,
-            scale=scale,
-            window_tokens=self._layers[layer].window_tokens,
-            softcap=softcap,
-            sinks=sinks,
-            flash=self._flash,
-        )
 
     def _step(self, device: torch.device) -> StepLayout | StaticStep:
         step = self._steps.get(device)

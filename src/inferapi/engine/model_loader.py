@@ -27,7 +27,7 @@ from inferapi.engine.loop import EngineLoop, is_out_of_memory
 from inferapi.engine.model_runner import NATIVE_STEP_TOKENS, Runner
 from inferapi.engine.native.kernels import Kernels, load_kernels
 from inferapi.engine.native.library import NoKernelsError
-from inferapi.engine.packing import can_pack, largest_list, pack_linears
+from inferapi.engine.packing import can_pack, largest_list, module_bytes, pack_linears
 from inferapi.engine.paging import NotPageableError, make_batched_runner
 from inferapi.engine.process_memory import memory_bytes
 from inferapi.engine.prompt_encoder import PromptEncoder
@@ -252,13 +252,9 @@ def _packing_reported(weights_bytes: int, report: Report) -> Callable[[nn.Module
     def begins(layer: nn.Module) -> None:
         nonlocal done_bytes
         report(ModelState.WARMING, min(done_bytes, weights_bytes), weights_bytes)
-        done_bytes += _module_bytes(layer)
+        done_bytes += module_bytes(layer)
 
     return begins
-
-
-def _module_bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
 
 
 def _context_window(

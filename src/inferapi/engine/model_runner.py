@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from inferapi.domain.model import MOST_TAPE_OUTPUTS, TAPE_TOKENS
 from inferapi.engine.attention import PagedAttention
 from inferapi.engine.cuda_graphs import cuda_decode_graphs
 from inferapi.engine.kv_cache import BLOCK_TOKENS, KvCache
@@ -21,13 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NATIVE_STEP_TOKENS = 64
+NATIVE_STEP_TOKENS = TAPE_TOKENS[-1]
 """What the native kernels compute in a step: they are as fast a token as with many more, and a step is soon over."""
-
-# The tensors of a tape are kept: the activations of so many tokens, all in all. Outputs are one more than tokens, since
-# the two must differ, up to a full batch.
-_TAPE_TOKENS = (1, 2, 4, 8, 16, 32, NATIVE_STEP_TOKENS)
-_MOST_OUTPUTS = 33
 
 
 class Runner(Protocol):
@@ -88,7 +84,7 @@ class BatchedRunner:
         if not self._attention.is_native:  # native kernels never look at what is masked
             self._cache.clean(fresh)
         self._attention.begin(plan)
-        if self._kernels is not None and len(tokens) <= _TAPE_TOKENS[-1] and len(last) <= _MOST_OUTPUTS:
+        if self._kernels is not None and len(tokens) <= TAPE_TOKENS[-1] and len(last) <= MOST_TAPE_OUTPUTS:
             logits = self._repeat(tokens, positions, last)
             if logits is not None:
                 return logits
@@ -124,9 +120,9 @@ class BatchedRunner:
     def _repeat(self, tokens: Sequence[int], positions: Sequence[int], last: Sequence[int]) -> torch.Tensor | None:
         """Logits from a tape, which is made when it is first wanted; ``None`` if there can be none."""
         assert self._kernels is not None  # noqa: S101 - asked before
-        most = next(most for most in _TAPE_TOKENS if most >= len(tokens))
+        most = next(most for most in TAPE_TOKENS if most >= len(tokens))
         if most not in self._tapes:
-            size = Size(most, min(most + 1, _MOST_OUTPUTS), len(tokens), len(last))
+            size = Size(most, min(most + 1, MOST_TAPE_OUTPUTS), len(tokens), len(last))
             shapes = ((1, size.tokens), (1, size.tokens), (size.outputs,))
             input_ids, position_ids, keep = inputs = [torch.zeros(shape, dtype=torch.long) for shape in shapes]
             _fill(inputs, tokens, positions, last)

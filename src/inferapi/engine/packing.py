@@ -72,11 +72,12 @@ def pack_linears(model: nn.Module) -> None:
 def largest_list(model: nn.Module) -> list[nn.Module]:
     """The decoder layers: the children of the list that holds most of the model."""
     lists: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=_num_parameters).children()) if lists else []
+    return list(max(lists, key=module_bytes).children()) if lists else []
 
 
-def _num_parameters(module: nn.Module) -> int:
-    return sum(tensor.numel() for tensor in module.parameters())
+def module_bytes(module: nn.Module) -> int:
+    """What its parameters take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
 
 
 def settle(model: nn.Module) -> None:

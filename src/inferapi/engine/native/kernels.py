@@ -34,11 +34,15 @@ class Kernels:
         return min(self.wanted_threads or torch.get_num_threads(), self.most_threads)
 
     def run(self, call: Call, rows: int, *alive: Any) -> None:
-        """Compute ``rows`` rows now."""
+        """Compute ``rows`` rows now, or have ``redirect`` do so."""
         if self.redirect is not None:
             self.redirect(call, rows, alive)
         else:
-            self.library.run(self.library.list_of([call]), 1, rows, self.threads)
+            self.compute(call, rows)
+
+    def compute(self, call: Call, rows: int) -> None:
+        """Compute ``rows`` rows now."""
+        self.library.run(self.library.list_of([call]), 1, rows, self.threads)
 
 
 @cache

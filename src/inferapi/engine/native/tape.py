@@ -130,8 +130,7 @@ class _Recorder(TorchDispatchMode):
         kind = int(rows == size.outputs)
         used = size.used_outputs if kind else size.used_tokens
         if used:
-            library = self._kernels.library
-            library.run(library.list_of([call]), 1, used, self._kernels.threads)
+            self._kernels.compute(call, used)
         self.steps.append(_Native(call, kind))
         self.alive.append(alive)
         memories = _memories(alive)
@@ -145,7 +144,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = _memories((args, kwargs))
-        is_changing = self.is_changing((args, kwargs))
+        is_changing = not self._changing.isdisjoint(given)
         is_random = torch.Tag.nondeterministic_seeded in func.tags and not _is_idle_dropout(func, args)
         if is_random or (is_changing and _depends_on_data(func, args)):
             raise NotRepeatableError(f"the pass depends on data ({func.name()})")

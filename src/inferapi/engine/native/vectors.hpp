@@ -37,8 +37,6 @@ inline float widen(bf16 number) {
 
 inline __m512 round_to_bf16(__m512 numbers) { return widen((__m256i)_mm512_cvtneps_pbh(numbers)); }
 
-inline __m512i pairs_or_zero(const void* from) { return _mm512_loadu_si512(from); }
-
 // e to the power of x. Cephes' expf (S. Moshier): a polynomial of degree 5 on the remainder of x over ln 2.
 inline __m512 exp(__m512 x) {
     x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.3f)), _mm512_set1_ps(88.3f));
