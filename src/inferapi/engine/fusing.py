@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from inferapi.engine.native.calls import Activation, Format
 from inferapi.engine.native.formats import PackedWeight, can_pack, pack
+from inferapi.engine.native.huge_pages import Empty, HugePages
 from inferapi.engine.native.kernels import Kernels
 from inferapi.engine.native.modules import (
     Fused,
@@ -54,6 +55,7 @@ class Fuser:
     def __init__(self, kernels: Kernels, quantization: str | None) -> None:
         self._kernels = kernels
         self._format = _FORMATS[quantization]
+        self._memory = HugePages()
         self._tried: dict[type, bool] = {}
         self._random = torch.Generator().manual_seed(0)
 
@@ -92,7 +94,7 @@ class Fuser:
                     setattr(place, _ROTARY, native)
 
     def _linear(self, linear: nn.Module, wanted: Format) -> NativeLinear:
-        return NativeLinear(self._kernels, _packed(linear, wanted))
+        return NativeLinear(self._kernels, _packed(linear, wanted, self._memory.empty))
 
     def _fuse(self, parent: nn.Module, names: tuple[str, ...]) -> None:
         children = [child for child in (getattr(parent, name, None) for name in names) if _is_linear(child)]
@@ -104,7 +106,9 @@ class Fuser:
             return
         bias = None if biases[0] is None else torch.cat(biases)
         widths = [weight.shape[0] for weight in weights]
-        fused = Fused(NativeLinear(self._kernels, pack(torch.cat(weights), bias, self._format)), widths)
+        fused = Fused(
+            NativeLinear(self._kernels, pack(torch.cat(weights), bias, self._format, self._memory.empty)), widths
+        )
         for index, name in enumerate(names):
             setattr(parent, name, Part(fused, index, widths[index], biases[index]))
 
@@ -124,16 +128,16 @@ class Fuser:
         if not found or not _takes_one(mlp):
             return None
 
-        def packed(wanted: Format) -> GatedMlp:
-            gate, up, down = (_packed(getattr(mlp, name), wanted) for name in _GATED)
+        def packed(wanted: Format, empty: Empty) -> GatedMlp:
+            gate, up, down = (_packed(getattr(mlp, name), wanted, empty) for name in _GATED)
             return GatedMlp(self._kernels, gate, up, NativeLinear(self._kernels, down), found[0])
 
-        native = packed(self._format)
+        native = packed(self._format, self._memory.empty)
         inputs = self._trial(native.packed[0].inputs)
         expected = mlp(inputs)
         # Rounded weights hide small differences, so the first of a class is held against it in bf16 too.
         if self._format is not Format.BF16 and type(mlp) not in self._tried:
-            self._tried[type(mlp)] = _alike(packed(Format.BF16)(inputs), expected)
+            self._tried[type(mlp)] = _alike(packed(Format.BF16, torch.empty)(inputs), expected)
         is_alike = self._tried.get(type(mlp), True) and _alike(native(inputs), expected, _TOLERANCE[self._format])
         return native if is_alike else None
 
@@ -199,10 +203,10 @@ def _weight(module: nn.Module) -> torch.Tensor:
     return weight.t() if type(module) is Conv1D else weight
 
 
-def _packed(linear: nn.Module, wanted: Format) -> PackedWeight:
+def _packed(linear: nn.Module, wanted: Format, empty: Empty) -> PackedWeight:
     bias = linear.bias
     assert bias is None or isinstance(bias, torch.Tensor)  # noqa: S101 - both kinds have it
-    return pack(_weight(linear), bias, wanted)
+    return pack(_weight(linear), bias, wanted, empty)
 
 
 def _equal(function: Callable[[torch.Tensor], torch.Tensor], other: Any, points: torch.Tensor) -> bool:

@@ -47,6 +47,17 @@ constexpr long MOST_ROWS = 48;  // of a tile: tokens times query heads
 constexpr long BLOCK = 64;      // tokens
 constexpr int PANELS = BLOCK / LANES;
 
+// Where a block's keys and values of one head begin.
+struct Place {
+    const bf16 *keys, *values;
+
+    Place(const Attend& call, long block, long head) {
+        const long tokens = (block * call.heads + head) * BLOCK;
+        keys = call.cached_keys + tokens * call.key_dim;
+        values = call.cached_values + tokens * call.value_dim;
+    }
+};
+
 // A tile at work, in a thread's scratch memory.
 struct Tile {
     const Attend& call;
@@ -73,8 +84,8 @@ struct Tile {
                (head * call.group + row % call.group) * call.query_head;
     }
 
-    template <int R, int P>
-    void score(const uint32_t* keys, long row) const {
+    template <int R, int P, typename Ahead>
+    void score(const uint32_t* keys, long row, const Ahead& ahead) const {
         const bf16* queries[R];
         const uint32_t* panels[P];
         for (int r = 0; r < R; ++r) queries[r] = query(row + r);
@@ -82,15 +93,15 @@ struct Tile {
         __m512 sums[R][P];
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p) sums[r][p] = _mm512_setzero_ps();
-        dots::add(queries, panels, call.key_dim / 2, sums);
+        dots::add(queries, panels, call.key_dim / 2, sums, ahead);
         const __m512 scale = _mm512_set1_ps(call.scale);
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p)
                 _mm512_storeu_ps(scores + (row + r) * BLOCK + p * LANES, _mm512_mul_ps(sums[r][p], scale));
     }
 
-    template <int R, int P>
-    void weigh(const uint32_t* values, long row, long panel, long pairs) const {
+    template <int R, int P, typename Ahead = fetch::Nothing>
+    void weigh(const uint32_t* values, long row, long panel, long pairs, const Ahead& ahead = {}) const {
         const bf16* mine[R];
         const uint32_t* panels[P];
         for (int r = 0; r < R; ++r) mine[r] = weights + (row + r) * BLOCK;
@@ -99,7 +110,7 @@ struct Tile {
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p)
                 sums[r][p] = _mm512_loadu_ps(outputs + (row + r) * call.value_dim + (panel + p) * LANES);
-        dots::add(mine, panels, pairs, sums);
+        dots::add(mine, panels, pairs, sums, ahead);
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p)
                 _mm512_storeu_ps(outputs + (row + r) * call.value_dim + (panel + p) * LANES, sums[r][p]);
@@ -142,39 +153,52 @@ struct Tile {
         }
     }
 
+    // The first rows of a tile fetch: its values while they are scored, the keys to come while they weigh.
     template <int R>
-    void attend_rows(const uint32_t* keys, const uint32_t* values, long row, long base, long seen) const {
+    void attend_rows(const Place& at, const bf16* next_keys, long row, long base, long seen) const {
+        const auto* keys = reinterpret_cast<const uint32_t*>(at.keys);
+        const auto* values = reinterpret_cast<const uint32_t*>(at.values);
         const int panels = seen > 2 * LANES ? 4 : seen > LANES ? 2 : 1;
         if (panels == 4) {
-            score<R, 4>(keys, row);
+            row == 0 ? score<R, 4>(keys, row, quarters(at.values, call.value_dim)) : score<R, 4>(keys, row, fetch::Nothing{});
         } else if (panels == 2) {
-            score<R, 2>(keys, row);
+            score<R, 2>(keys, row, fetch::Nothing{});
         } else {
-            score<R, 1>(keys, row);
+            score<R, 1>(keys, row, fetch::Nothing{});
         }
         for (int r = 0; r < R; ++r) soften(row + r, base, panels);
         const long wide = call.value_dim / LANES, pairs = (seen + 1) / 2;
         long panel = 0;
+        if (row == 0 && next_keys != nullptr && wide >= 4) {
+            weigh<R, 4>(values, row, panel, pairs, quarters(next_keys, call.key_dim));
+            panel += 4;
+        }
         for (; panel + 4 <= wide; panel += 4) weigh<R, 4>(values, row, panel, pairs);
         for (; panel < wide; ++panel) weigh<R, 1>(values, row, panel, pairs);
     }
 
-    void run() const {
+    // A block's numbers of one head, `dim` a token.
+    static fetch::Lines<4> quarters(const bf16* numbers, long dim) {
+        const auto quarter = [&](long n) { return reinterpret_cast<const char*>(numbers + n * BLOCK * dim / 4); };
+        return {{quarter(0), quarter(1), quarter(2), quarter(3)}};
+    }
+
+    // `next_keys`: those that the thread reads after this tile's, or null.
+    void run(const bf16* next_keys) const {
         const int32_t* blocks = call.table + call.table_starts[first_token];
         const long first = call.firsts[first_token], length = call.lengths[first_token + tokens - 1];
         for (long base = first / BLOCK * BLOCK; base < length; base += BLOCK) {
-            const long place = (long(blocks[base / BLOCK]) * call.heads + head) * BLOCK;
-            const auto* keys = reinterpret_cast<const uint32_t*>(call.cached_keys + place * call.key_dim);
-            const auto* values = reinterpret_cast<const uint32_t*>(call.cached_values + place * call.value_dim);
+            const Place at(call, blocks[base / BLOCK], head);
+            const bf16* next = base + BLOCK < length ? Place(call, blocks[base / BLOCK + 1], head).keys : next_keys;
             const long seen = std::min(length - base, BLOCK);
             for (long row = 0; row < rows;) {
                 switch (std::min(rows - row, 6L)) {
-                    case 6: attend_rows<6>(keys, values, row, base, seen); row += 6; break;
-                    case 5: attend_rows<5>(keys, values, row, base, seen); row += 5; break;
-                    case 4: attend_rows<4>(keys, values, row, base, seen); row += 4; break;
-                    case 3: attend_rows<3>(keys, values, row, base, seen); row += 3; break;
-                    case 2: attend_rows<2>(keys, values, row, base, seen); row += 2; break;
-                    default: attend_rows<1>(keys, values, row, base, seen); row += 1; break;
+                    case 6: attend_rows<6>(at, next, row, base, seen); row += 6; break;
+                    case 5: attend_rows<5>(at, next, row, base, seen); row += 5; break;
+                    case 4: attend_rows<4>(at, next, row, base, seen); row += 4; break;
+                    case 3: attend_rows<3>(at, next, row, base, seen); row += 3; break;
+                    case 2: attend_rows<2>(at, next, row, base, seen); row += 2; break;
+                    default: attend_rows<1>(at, next, row, base, seen); row += 1; break;
                 }
             }
         }
@@ -192,7 +216,14 @@ struct Tile {
 
 long parts(const Attend& call, const Cut&) { return *call.tile_count * call.heads; }
 
-void compute(const Attend& call, const Cut&, long part, int thread) {
+void compute(const Attend& call, const Cut& cut, long part, int thread) {
     const long tile = part / call.heads, begin = call.tiles[tile], end = call.tiles[tile + 1];
-    Tile(call, part % call.heads, begin, end - begin, call.scratch + thread * call.scratch_floats).run();
+    const long later = part + cut.threads;  // this thread's next part, if all are as long
+    const bf16* next_keys = nullptr;
+    if (later < parts(call, cut)) {
+        const long token = call.tiles[later / call.heads];
+        const int32_t* blocks = call.table + call.table_starts[token];
+        next_keys = Place(call, blocks[call.firsts[token] / BLOCK], later % call.heads).keys;
+    }
+    Tile(call, part % call.heads, begin, end - begin, call.scratch + thread * call.scratch_floats).run(next_keys);
 }

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from inferapi.engine.native.calls import Format, Matrix
+from inferapi.engine.native.huge_pages import Empty
 
 _LANES = 16
 _GROUPS = {Format.INT8: 64, Format.INT4: 32}
@@ -58,8 +59,8 @@ def can_pack(weight: torch.Tensor) -> bool:
     return weight.dim() == 2 and weight.shape[1] % 2 == 0  # noqa: PLR2004
 
 
-def pack(weight: torch.Tensor, bias: torch.Tensor | None, wanted: Format) -> PackedWeight:
-    """Pack ``weight`` ``[O, I]``.
+def pack(weight: torch.Tensor, bias: torch.Tensor | None, wanted: Format, empty: Empty = torch.empty) -> PackedWeight:
+    """Pack ``weight`` ``[O, I]`` into memory from ``empty``.
 
     int8: a group of 64 inputs is ``scale * q``, ``-127 <= q <= 127``; int4: a group of 32 is ``scale * q + minimum``,
     ``0 <= q <= 15`` (llama.cpp's Q4_1), so that weights which were stored so come back as they were.
@@ -69,20 +70,20 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None, wanted: Format) -> Pac
     held = None if bias is None else bias.detach().to(torch.bfloat16).clone()
     rows = -outputs % _LANES
     if wanted is Format.BF16:
-        numbers = _panels(F.pad(weight.to(torch.bfloat16), (0, 0, 0, rows)), 2)
+        numbers = _panels(F.pad(weight.to(torch.bfloat16), (0, 0, 0, rows)), 2, empty)
         return PackedWeight(wanted, outputs, inputs, numbers, bias=held)
     padded = F.pad(weight.float(), (0, -inputs % _INPUT_ALIGN, 0, rows))
     groups = padded.view(padded.shape[0], -1, _GROUPS[wanted])  # [O, G, group]
     if wanted is Format.INT8:
         scales = groups.abs().amax(-1) / 127
         q = (groups / scales.clamp_min(1e-30).unsqueeze(-1)).round_().clamp_(-127, 127)
-        numbers = _panels((q + 128).to(torch.uint8).view(padded.shape), 4)
+        numbers = _panels((q + 128).to(torch.uint8).view(padded.shape), 4, empty)
         return PackedWeight(wanted, outputs, inputs, numbers, _by_lane(scales), bias=held)
     minima = groups.amin(-1).half()
     scales = ((groups.amax(-1) - minima.float()) / 15).half()
     q = (groups - minima.float().unsqueeze(-1)) / scales.float().clamp_min(1e-30).unsqueeze(-1)
     eights = q.round_().clamp_(0, 15).to(torch.uint8).view(padded.shape[0], -1, 2, 4)
-    numbers = _panels((eights[:, :, 0] | eights[:, :, 1] << 4).view(padded.shape[0], -1), 4)
+    numbers = _panels((eights[:, :, 0] | eights[:, :, 1] << 4).view(padded.shape[0], -1), 4, empty)
     return PackedWeight(wanted, outputs, inputs, numbers, _by_lane(scales), _by_lane(minima), held)
 
 
@@ -90,9 +91,10 @@ def _padded(inputs: int) -> int:
     return -(-inputs // _INPUT_ALIGN) * _INPUT_ALIGN
 
 
-def _panels(numbers: torch.Tensor, width: int) -> torch.Tensor:
+def _panels(numbers: torch.Tensor, width: int, empty: Empty) -> torch.Tensor:
     """``[O, K]`` to ``[N, K / width, 16, width]``."""
-    return numbers.view(-1, _LANES, numbers.shape[1] // width, width).transpose(1, 2).contiguous()
+    panels = numbers.view(-1, _LANES, numbers.shape[1] // width, width).transpose(1, 2)
+    return empty(panels.shape, dtype=panels.dtype).copy_(panels)
 
 
 def _by_lane(values: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "calls.hpp"
+#include "fetch.hpp"
 
 namespace gemm {
 
@@ -60,19 +61,19 @@ struct Cutting {
     }
 };
 
-// Calls tile.run<R, P>(row, panel): P panels at a time, or what is left, R rows at a time, as even as they come.
+// Calls tile.run<R, P>(row, panel, piece): P panels at a time, or what is left, R rows at a time, as even as they come.
 template <int P, typename Tile>
-inline void by_rows(const Tile& tile, long begin, long end, long panel) {
-    const long pieces = (end - begin + ROWS - 1) / ROWS;
-    for (long piece = 0, row = begin; piece < pieces; ++piece) {
-        const long next = begin + (end - begin) * (piece + 1) / pieces;
+inline void by_rows(const Tile& tile, long begin, long end, long panel, long panels) {
+    fetch::Piece piece{0, (end - begin + ROWS - 1) / ROWS, panel + 2 * P <= panels ? panel + P : -1};
+    for (long row = begin; piece.number < piece.count; ++piece.number) {
+        const long next = begin + (end - begin) * (piece.number + 1) / piece.count;
         switch (next - row) {
-            case 6: tile.template run<6, P>(row, panel); break;
-            case 5: tile.template run<5, P>(row, panel); break;
-            case 4: tile.template run<4, P>(row, panel); break;
-            case 3: tile.template run<3, P>(row, panel); break;
-            case 2: tile.template run<2, P>(row, panel); break;
-            default: tile.template run<1, P>(row, panel); break;
+            case 6: tile.template run<6, P>(row, panel, piece); break;
+            case 5: tile.template run<5, P>(row, panel, piece); break;
+            case 4: tile.template run<4, P>(row, panel, piece); break;
+            case 3: tile.template run<3, P>(row, panel, piece); break;
+            case 2: tile.template run<2, P>(row, panel, piece); break;
+            default: tile.template run<1, P>(row, panel, piece); break;
         }
         row = next;
     }
@@ -88,13 +89,13 @@ inline void compute(const Tile& tile, const Product& product, const Cut& cut, lo
     const long last = std::min(panel + cutting.panels_each, cutting.panels);
     while (panel < last) {
         if (MOST >= 4 && last - panel >= 4) {
-            by_rows<MOST >= 4 ? 4 : 1>(tile, begin, end, panel);
+            by_rows<MOST >= 4 ? 4 : 1>(tile, begin, end, panel, cutting.panels);
             panel += 4;
         } else if (MOST >= 2 && last - panel >= 2) {
-            by_rows<MOST >= 2 ? 2 : 1>(tile, begin, end, panel);
+            by_rows<MOST >= 2 ? 2 : 1>(tile, begin, end, panel, cutting.panels);
             panel += 2;
         } else {
-            by_rows<1>(tile, begin, end, panel);
+            by_rows<1>(tile, begin, end, panel, cutting.panels);
             panel += 1;
         }
     }

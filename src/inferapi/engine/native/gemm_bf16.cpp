@@ -11,20 +11,21 @@ struct Tile {
     const Product& product;
 
     template <int R, int WIDE>
-    __attribute__((noinline)) void run(long row, long panel) const {
+    __attribute__((noinline)) void run(long row, long panel, const fetch::Piece& piece) const {
         constexpr int P = COUNT * WIDE;
-        const long pairs = product.weights[0]->inputs / 2, panel_pairs = pairs * LANES;
-        const uint32_t* numbers[P];
-        for (int p = 0; p < P; ++p) {
+        const long pairs = product.weights[0]->inputs / 2;
+        const auto address = [&](int p, long first) {
             const Matrix& weight = *product.weights[p / WIDE];
-            numbers[p] = static_cast<const uint32_t*>(weight.numbers) + (panel + p % WIDE) * panel_pairs;
-        }
+            return static_cast<const uint32_t*>(weight.numbers) + (first + p % WIDE) * pairs * LANES;
+        };
+        const uint32_t* numbers[P];
+        for (int p = 0; p < P; ++p) numbers[p] = address(p, panel);
         const bf16* rows[R];
         for (int r = 0; r < R; ++r) rows[r] = product.input + (row + r) * product.input_stride;
         __m512 sums[R][P];
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p) sums[r][p] = _mm512_setzero_ps();
-        dots::add(rows, numbers, pairs, sums);
+        fetch::share<P>(piece, address, [&](const auto& ahead) { dots::add(rows, numbers, pairs, sums, ahead); });
         gemm::finish<R, P>(product, sums, row, panel);
     }
 };

@@ -65,7 +65,16 @@ struct Tile {
     Rounded input;
 
     template <int R, int WIDE>
-    __attribute__((noinline)) void run(long row, long panel) const {
+    __attribute__((noinline)) void run(long row, long panel, const fetch::Piece& piece) const {
+        const auto address = [&](int p, long first) {
+            const Matrix& weight = *product.weights[p / WIDE];
+            return static_cast<const uint8_t*>(weight.numbers) + (first + p % WIDE) * input.groups * GROUP_BYTES;
+        };
+        fetch::share<COUNT * WIDE>(piece, address, [&](const auto& ahead) { run<R, WIDE>(row, panel, ahead); });
+    }
+
+    template <int R, int WIDE, typename Ahead>
+    __attribute__((always_inline)) void run(long row, long panel, const Ahead& ahead) const {
         constexpr int P = COUNT * WIDE;
         const long groups = input.groups;
         const uint8_t* numbers[P];
@@ -90,6 +99,7 @@ struct Tile {
                 for (int p = 0; p < P; ++p) dots[r][p] = _mm512_setzero_si512();
             if (F == INT8) {
                 for (int k = 0; k < 16; ++k) {
+                    ahead.fetch(g * 16 + k);
                     __m512i w[P];
                     for (int p = 0; p < P; ++p) w[p] = _mm512_loadu_si512(numbers[p] + g * GROUP_BYTES + k * 64);
                     for (int r = 0; r < R; ++r) {
@@ -100,6 +110,7 @@ struct Tile {
             } else {
                 const __m512i low = _mm512_set1_epi8(15);
                 for (int k = 0; k < 4; ++k) {
+                    ahead.fetch(g * 4 + k);
                     __m512i w[P], v[P];
                     for (int p = 0; p < P; ++p) {
                         const __m512i both = _mm512_loadu_si512(numbers[p] + g * GROUP_BYTES + k * 64);
