@@ -94,7 +94,7 @@ struct Tile {
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p) sums[r][p] = _mm512_setzero_ps();
         dots::add(queries, panels, call.key_dim / 2, sums, ahead);
-        const __m512 scale = _mm512_set1_ps(call.scale);
+        const __m512 scale = _mm512_set1_ps(call.scale * 1.44269504f);  // 1 / ln 2, for powers of two
         for (int r = 0; r < R; ++r)
             for (int p = 0; p < P; ++p)
                 _mm512_storeu_ps(scores + (row + r) * BLOCK + p * LANES, _mm512_mul_ps(sums[r][p], scale));
@@ -116,41 +116,55 @@ struct Tile {
                 _mm512_storeu_ps(outputs + (row + r) * call.value_dim + (panel + p) * LANES, sums[r][p]);
     }
 
-    // Tokens `begin` to before `end` of the block that starts at token `base`, as row's token sees them.
-    void soften(long row, long base, int panels) const {
-        const long token = first_token + row / call.group;
-        const long begin = call.firsts[token] - base, end = call.lengths[token] - base;
+    // Scores of row `row` become weights. Its token sees the block's tokens from `begin` to before `end`.
+    void soften(long row, long begin, long end, int panels) const {
+        if (begin <= 0 && end >= panels * LANES) {
+            weigh_scores<true>(row, begin, end, panels);
+        } else {
+            weigh_scores<false>(row, begin, end, panels);
+        }
+    }
+
+    // Powers of two: the scores were scaled for it.
+    template <bool ALL>
+    void weigh_scores(long row, long begin, long end, int panels) const {
         const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+        __mmask16 seen[PANELS];
         __m512 x[PANELS], peak = nothing;
         for (int p = 0; p < panels; ++p) {
-            const long from = begin - p * LANES, to = end - p * LANES;
-            const __mmask16 mask = from >= LANES || to <= 0
-                                       ? 0
-                                       : __mmask16(vectors::first(to) & ~(from > 0 ? vectors::first(from) : 0));
-            x[p] = _mm512_mask_mov_ps(nothing, mask, _mm512_loadu_ps(scores + row * BLOCK + p * LANES));
+            x[p] = _mm512_loadu_ps(scores + row * BLOCK + p * LANES);
+            if (!ALL) {
+                const long from = begin - p * LANES, to = end - p * LANES;
+                seen[p] = from >= LANES || to <= 0
+                              ? 0
+                              : __mmask16(vectors::first(to) & ~(from > 0 ? vectors::first(from) : 0));
+                x[p] = _mm512_mask_mov_ps(nothing, seen[p], x[p]);
+            }
             peak = _mm512_max_ps(peak, x[p]);
         }
         const float before = peaks[row], now = std::max(before, _mm512_reduce_max_ps(peak));
         bf16* to = weights + row * BLOCK;
-        if (now == -std::numeric_limits<float>::infinity()) {  // it sees nothing of this block, nor of any before
+        if (!ALL && now == -std::numeric_limits<float>::infinity()) {  // it sees nothing of this block, nor of any before
             for (int p = 0; p < panels; ++p) vectors::store(to + p * LANES, _mm512_setzero_ps());
             return;
         }
         __m512 total = _mm512_setzero_ps();
         for (int p = 0; p < panels; ++p) {
-            const __mmask16 mask = _mm512_cmp_ps_mask(x[p], nothing, _CMP_NEQ_UQ);
-            const __m512 weight = _mm512_maskz_mov_ps(mask, vectors::exp(_mm512_sub_ps(x[p], _mm512_set1_ps(now))));
+            __m512 weight = vectors::exp2(_mm512_sub_ps(x[p], _mm512_set1_ps(now)));
+            if (!ALL) weight = _mm512_maskz_mov_ps(seen[p], weight);
             total = _mm512_add_ps(total, weight);
             vectors::store(to + p * LANES, weight);
         }
-        const float fade = std::exp(before - now);
+        if (now == before) {
+            totals[row] += _mm512_reduce_add_ps(total);
+            return;
+        }
+        const float fade = std::exp2(before - now);
         totals[row] = totals[row] * fade + _mm512_reduce_add_ps(total);
         peaks[row] = now;
-        if (fade != 1.0f) {
-            float* output = outputs + row * call.value_dim;
-            for (long i = 0; i < call.value_dim; i += LANES)
-                _mm512_storeu_ps(output + i, _mm512_mul_ps(_mm512_loadu_ps(output + i), _mm512_set1_ps(fade)));
-        }
+        float* output = outputs + row * call.value_dim;
+        for (long i = 0; i < call.value_dim; i += LANES)
+            _mm512_storeu_ps(output + i, _mm512_mul_ps(_mm512_loadu_ps(output + i), _mm512_set1_ps(fade)));
     }
 
     // The first rows of a tile fetch: its values while they are scored, the keys to come while they weigh.
@@ -166,7 +180,10 @@ struct Tile {
         } else {
             score<R, 1>(keys, row, fetch::Nothing{});
         }
-        for (int r = 0; r < R; ++r) soften(row + r, base, panels);
+        for (int r = 0; r < R; ++r) {
+            const long token = first_token + (row + r) / call.group;
+            soften(row + r, call.firsts[token] - base, call.lengths[token] - base, panels);
+        }
         const long wide = call.value_dim / LANES, pairs = (seen + 1) / 2;
         long panel = 0;
         if (row == 0 && next_keys != nullptr && wide >= 4) {
