@@ -186,10 +186,20 @@ def fuse(
 
 def packed_bytes(model: nn.Module) -> int:
     """What the packed weights take, beside the parameters and buffers that are left."""
+    return sum(weight.num_bytes for weight in _packed_weights(model))
+
+
+def packed_products(model: PreTrainedModel) -> int:
+    """Multiplications that a token of a prompt takes in the packed layers: the output layer sees the last one only."""
+    output = model.get_output_embeddings()
+    products = sum(weight.outputs * weight.inputs for weight in _packed_weights(model))
+    return products - (output.packed.outputs * output.packed.inputs if isinstance(output, NativeLinear) else 0)
+
+
+def _packed_weights(model: nn.Module) -> list[PackedWeight]:
     modules = list(model.modules())
     packed = [module.packed for module in modules if isinstance(module, NativeLinear)]
-    packed += [weight for module in modules if isinstance(module, GatedMlp) for weight in module.packed]
-    return sum(weight.num_bytes for weight in packed)
+    return packed + [weight for module in modules if isinstance(module, GatedMlp) for weight in module.packed]
 
 
 def _is_linear(module: object) -> TypeGuard[nn.Linear | Conv1D]:

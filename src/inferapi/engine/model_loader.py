@@ -20,7 +20,7 @@ from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts,
 from inferapi.domain.states import ModelState, Report
 from inferapi.engine.bitsandbytes_weights import bitsandbytes_config
 from inferapi.engine.block_pool import BlockPool
-from inferapi.engine.fusing import fuse, packed_bytes
+from inferapi.engine.fusing import fuse, packed_bytes, packed_products
 from inferapi.engine.kv_cache import BLOCK_TOKENS
 from inferapi.engine.load_progress import weights_reported
 from inferapi.engine.loop import EngineLoop, is_out_of_memory
@@ -28,7 +28,7 @@ from inferapi.engine.model_runner import NATIVE_STEP_TOKENS, Runner
 from inferapi.engine.native.kernels import Kernels, load_kernels
 from inferapi.engine.native.library import NoKernelsError
 from inferapi.engine.packing import can_pack, largest_list, module_bytes, pack_linears
-from inferapi.engine.paging import NotPageableError, make_batched_runner
+from inferapi.engine.paging import NotPageableError, Paged, make_batched_runner
 from inferapi.engine.process_memory import memory_bytes
 from inferapi.engine.prompt_encoder import PromptEncoder
 from inferapi.engine.scheduler import Scheduler
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _STEP_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
+_ATTENTION_RATE = 0.7  # of the native kernels' rate in linear layers, measured
 _LARGE_BYTES = 2 * 1000**3
 _TOKENIZER_BYTES, _TOKENIZER_FILE_FACTOR = 32 * 1024**2, 32  # twice what SmolLM2's takes, whose file has 2 MB
 
@@ -78,7 +79,7 @@ def load_model(spec: EngineSpec, report: Report = _unheard) -> LoadedModel:
     return replace(model, threads=threads)
 
 
-def _load(spec: EngineSpec, report: Report) -> LoadedModel:  # noqa: C901 - a load is one sequence, and reads as one
+def _load(spec: EngineSpec, report: Report) -> LoadedModel:
     started_s = time.monotonic()
     attention, attention_reason = _choose_attention(spec)
     quantization = bitsandbytes_config(spec)
@@ -110,7 +111,7 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:  # noqa: C901 - a lo
         attention_reason = f"the model's class supports no faster kernel than {attention}"
     eos_token_ids = _eos_token_ids(model, tokenizer)  # before the sequential runner empties the generation config
     runner: Runner
-    pool: BlockPool | None
+    paged: Paged | None
     try:
         paged = make_batched_runner(
             model,
@@ -119,22 +120,14 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:  # noqa: C901 - a lo
             kernels=kernels,
             max_step_tokens=PREFILL_CHUNK_TOKENS[spec.device] + spec.max_batch,
         )
-        runner, pool, batching_reason = paged.runner, BlockPool(paged.num_blocks, BLOCK_TOKENS), ""
+        runner, batching_reason = paged.runner, ""
         if paged.needs_plain_formula:
             attention, attention_reason = "eager", "the model caps its scores or uses attention sinks"
     except NotPageableError as error:
-        runner, pool, batching_reason = SequentialRunner(model), None, str(error)
+        runner, paged, batching_reason = SequentialRunner(model), None, str(error)
+    pool = BlockPool(paged.num_blocks, BLOCK_TOKENS) if paged else None
     context_window = _context_window(model, tokenizer, pool, spec)
-    step_tokens, idle_step_tokens = _STEP_TOKENS[spec.device], PREFILL_CHUNK_TOKENS[spec.device]
-    if pool and paged.is_native:
-        step_tokens = idle_step_tokens = NATIVE_STEP_TOKENS
-    scheduler = Scheduler(
-        max_slots=spec.max_batch if pool else 1,
-        max_waiting=spec.max_queue,
-        step_tokens=step_tokens if pool else context_window,
-        idle_step_tokens=idle_step_tokens if pool else context_window,
-        pool=pool,
-    )
+    scheduler = _scheduler(spec, model, paged, pool, context_window)
     report(ModelState.WARMING, weights_bytes, weights_bytes)
     decode = _decoder(tokenizer)
     loop = EngineLoop(scheduler, runner, decode=decode, eos_token_ids=eos_token_ids)
@@ -158,7 +151,7 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:  # noqa: C901 - a lo
         kernels_reason=kernels_reason,
     )
     loaded = LoadedModel(loop, PromptEncoder(tokenizer, context_window), facts)
-    if kernels is not None and pool and paged.is_native:
+    if kernels is not None and paged and paged.is_native:
         return replace(loaded, use_threads=partial(_use_native_threads, kernels), waits_for_threads=False)
     return loaded
 
@@ -255,6 +248,33 @@ def _packing_reported(weights_bytes: int, report: Report) -> Callable[[nn.Module
         done_bytes += module_bytes(layer)
 
     return begins
+
+
+def _scheduler(
+    spec: EngineSpec, model: PreTrainedModel, paged: Paged | None, pool: BlockPool | None, context_window: int
+) -> Scheduler:
+    if paged is None:
+        return Scheduler(
+            max_slots=1,
+            max_waiting=spec.max_queue,
+            step_tokens=context_window,
+            idle_step_tokens=context_window,
+            pool=None,
+        )
+    step_tokens, idle_step_tokens = _STEP_TOKENS[spec.device], PREFILL_CHUNK_TOKENS[spec.device]
+    costly_context_tokens = None
+    if paged.is_native:
+        step_tokens = idle_step_tokens = NATIVE_STEP_TOKENS
+        if paged.attention_products:
+            costly_context_tokens = _ATTENTION_RATE * packed_products(model) / paged.attention_products
+    return Scheduler(
+        max_slots=spec.max_batch,
+        max_waiting=spec.max_queue,
+        step_tokens=step_tokens,
+        idle_step_tokens=idle_step_tokens,
+        pool=pool,
+        costly_context_tokens=costly_context_tokens,
+    )
 
 
 def _context_window(

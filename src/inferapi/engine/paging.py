@@ -44,12 +44,18 @@ class NotPageableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Paged:
-    """A runner on the paged cache."""
+    """A runner on the paged cache.
+
+    Attributes:
+        attention_products: multiplications that attention makes for a token and each token before it, where a window
+            does not end it.
+    """
 
     runner: BatchedRunner
     num_blocks: int
     needs_plain_formula: bool
     is_native: bool
+    attention_products: int
 
 
 @dataclass(slots=True)
@@ -156,7 +162,18 @@ def _make(
             difference = _rehearse(runner, tokens, expected)
     if not difference <= tolerance:
         raise NotPageableError(f"in flattened batches its logits differ by {difference:.2g}")
-    return Paged(runner, num_blocks, probe.needs_plain_formula, is_native=native is not None)
+    products = sum(
+        heads * (layer.key_dim + layer.value_dim)
+        for heads, layer in zip(query_heads, layers, strict=True)
+        if layer.window_tokens is None
+    )
+    return Paged(
+        runner,
+        num_blocks,
+        probe.needs_plain_formula,
+        is_native=native is not None,
+        attention_products=products,
+    )
 
 
 def _refuse_by_config(model: PreTrainedModel) -> None:

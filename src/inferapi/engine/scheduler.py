@@ -7,6 +7,7 @@ Pure Python: the tests drive it without a model.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class Scheduler:
         step_tokens: tokens computed in a step while some decode, theirs included: bounds how long they wait. Prompts
             get a quarter of it at the least, however many decode.
         idle_step_tokens: the same while nobody decodes.
+        costly_context_tokens: behind so many tokens another one costs twice what the first of a prompt does, since it
+            looks at all of them; steps are as much shorter, to be over as soon. ``None``: it makes no difference.
         pool: the KV blocks; ``None`` where the model keeps its own cache.
     """
 
@@ -69,10 +72,12 @@ class Scheduler:
         step_tokens: int,
         idle_step_tokens: int,
         pool: BlockPool | None,
+        costly_context_tokens: float | None = None,
     ) -> None:
         self._max_waiting = max_waiting
         self._step_tokens = step_tokens
         self._idle_step_tokens = idle_step_tokens
+        self._costly_context_tokens = costly_context_tokens
         self._pool = pool
         self._free_slots = list(range(max_slots - 1, -1, -1))
         self._waiting: deque[Request] = deque()
@@ -130,24 +135,39 @@ class Scheduler:
 
         A quarter is the oldest prompt's, so that it is not overtaken for ever.
         """
+        budget = float(self._idle_step_tokens)
         if num_decodes:
             budget = max(self._step_tokens - num_decodes, self._step_tokens // _LEAST_SHARE)
-        else:
-            budget = self._idle_step_tokens
         waiting = [request for request in self._running if request.phase is Phase.PREFILL]
-        kept = min(budget // _LEAST_SHARE, waiting[0].num_uncomputed_tokens) if waiting else 0
+        kept = min(budget // _LEAST_SHARE, self._cost(waiting[0])) if waiting else 0
         prefills: list[Segment] = []
         moves: list[Moves] = []
         for request in sorted(waiting, key=lambda request: request.num_uncomputed_tokens):
             if request is waiting[0]:
                 kept = 0
-            if budget - kept > 0:
+            if budget - kept >= 1:
                 if not request.blocks:
                     moves.append(self._adopt_blocks(request))
-                length = min(budget - kept, request.num_uncomputed_tokens)
-                prefills.append(Segment(request, request.num_computed_tokens, length))
-                budget -= length
+                segment = self._chunk(request, budget - kept)
+                prefills.append(segment)
+                budget -= self._cost(request, segment.length)
         return prefills, moves
+
+    def _chunk(self, request: Request, budget: float) -> Segment:
+        """As much of a prompt as a budget pays for, one token at the least."""
+        start, most = request.num_computed_tokens, request.num_uncomputed_tokens
+        far = self._costly_context_tokens
+        if far is not None:  # solved for the length: length * (1 + (start + length / 2) / far) = budget
+            first = 1 + start / far
+            budget = far * (math.sqrt(first * first + 2 * budget / far) - first)
+        return Segment(request, start, min(max(int(budget), 1), most))
+
+    def _cost(self, request: Request, length: int | None = None) -> float:
+        """Of its next ``length`` tokens, or of all that are left, in first tokens of a prompt."""
+        length = request.num_uncomputed_tokens if length is None else length
+        if self._costly_context_tokens is None:
+            return length
+        return length * (1 + (request.num_computed_tokens + length / 2) / self._costly_context_tokens)
 
     def advance(self, segment: Segment) -> None:
         """A segment of the last plan was computed; blocks that it filled serve later prompts from now on."""

@@ -11,7 +11,13 @@ BLOCK_TOKENS = 4
 
 
 def scheduler_of(
-    *, slots: int = 2, waiting: int = 8, chunk: int = 6, idle_chunk: int = 16, blocks: int | None = 64
+    *,
+    slots: int = 2,
+    waiting: int = 8,
+    chunk: int = 6,
+    idle_chunk: int = 16,
+    blocks: int | None = 64,
+    costly_context: float | None = None,
 ) -> Scheduler:
     return Scheduler(
         max_slots=slots,
@@ -19,6 +25,7 @@ def scheduler_of(
         step_tokens=chunk,
         idle_step_tokens=idle_chunk,
         pool=BlockPool(blocks, BLOCK_TOKENS) if blocks else None,
+        costly_context_tokens=costly_context,
     )
 
 
@@ -138,6 +145,37 @@ def test_short_prompts_without_end_leave_a_quarter_to_the_oldest(prompt) -> None
     assert spans(plan)["prefills"] == [(1, 0, 12), (0, 0, 4)]
     compute(plan)
     assert spans(scheduler.plan(0.0))["prefills"] == [(1, 12, 12), (0, 4, 4)]
+
+
+def test_chunks_are_shorter_the_more_tokens_they_look_back_at(prompt) -> None:
+    scheduler = scheduler_of(idle_chunk=16, costly_context=32)
+    scheduler.submit(prompt(0, 80))
+
+    lengths = []
+    while not lengths or lengths[-1][1] < 80:
+        plan = scheduler.plan(0.0)
+        compute(plan)
+        [(_, start, length)] = spans(plan)["prefills"]
+        lengths.append((length, start + length))
+
+    assert lengths[0][0] == 13
+    assert lengths[-2][0] == 4
+    for length, end in lengths[:-1]:  # each is what the budget pays for, to a token
+        cost, one_more = (n * (1 + (end - length + n / 2) / 32) for n in (length, length + 1))
+        assert cost <= 16 < one_more
+
+
+def test_a_long_prompt_that_is_costly_still_gets_on_beside_decodes(prompt) -> None:
+    scheduler = scheduler_of(slots=3, chunk=4, idle_chunk=64, costly_context=1)
+    first, long = prompt(0, 2, new=40), prompt(1, 60)
+    scheduler.submit(first)
+    compute(scheduler.plan(0.0))
+    scheduler.submit(long)
+
+    for _ in range(8):
+        compute(scheduler.plan(0.0))
+
+    assert long.num_computed_tokens == 8
 
 
 def test_only_the_last_chunk_of_a_prompt_samples(prompt) -> None:
