@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 COVERAGE := 85
 DEMO_MODEL := HuggingFaceTB/SmolLM2-135M-Instruct
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 
@@ -44,6 +46,17 @@ test: setup model ## Run all tests.
 unit: setup ## Run the unit tests: seconds, no model.
 	$(BIN)/python -m pytest tests/unit
 
+# An environment of their own: litellm and the server want different versions of huggingface-hub.
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/constraints.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	@echo "installing into $(CLIENTS) (a few minutes the first time)"
+	$(CLIENTS)/bin/python $(PIP_INSTALL) --constraint tests/clients/constraints.txt -r tests/clients/requirements.txt
+	@touch $@
+
+.PHONY: test-clients
+test-clients: setup model $(CLIENTS)/.installed ## Run the tests with openai, LangChain, LlamaIndex and LiteLLM.
+	INFERAPI_TEST_COMMAND="$(abspath $(BIN)/inferapi)" $(CLIENTS)/bin/python -m pytest tests/clients
+
 .PHONY: lint
 lint: setup ## Format check, lint, types, import contracts.
 	$(BIN)/ruff format --check .
@@ -80,4 +93,4 @@ format: setup ## Format the code.
 
 .PHONY: clean
 clean: ## Remove what the other targets made, except the models.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist
+	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist

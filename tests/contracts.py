@@ -6,6 +6,7 @@ A test class inherits a contract and gives its fixtures; pytest then runs every 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
@@ -19,11 +20,21 @@ from inferapi.domain.errors import (
     ContextWindowExceeded,
     GenerationAborted,
     GenerationTimeout,
+    InvalidRequest,
     ModelNotFound,
     ModelUnavailable,
     QueueFull,
 )
-from inferapi.domain.generation import Chunk, FinishReason, GenerationRequest, Prompt, SamplingParams
+from inferapi.domain.generation import (
+    Chunk,
+    EmbeddingRequest,
+    Embeddings,
+    FinishReason,
+    GenerationRequest,
+    Prompt,
+    SamplingParams,
+    Tool,
+)
 from inferapi.domain.model import EngineLoad, EngineSpec, ModelRef
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, TextEngine
 from inferapi.domain.states import ModelState
@@ -186,6 +197,17 @@ def said(chunks: list[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
+async def embed(engine: TextEngine, *texts: str, deadline_s: float = 60.0) -> Embeddings:
+    now_s = time.monotonic()
+    async with asyncio.timeout(6 * BOUND_S):
+        return await engine.embed(EmbeddingRequest(texts, now_s, now_s + deadline_s))
+
+    async def test_local_models_are_names_without_revision_and_moments(self, repository: ModelRepository) -> None:
+        local = await repository.local()
+
+        assert all(ref.revision is None and written_s >= 0 for ref, written_s in local.items())
+
+
 class TextEngineContract:
     """Give ``engine``: it runs two requests at once, and lets one more wait. Its words can be any."""
 
@@ -286,6 +308,62 @@ class TextEngineContract:
             await listen(engine, ask(deadline_s=-1.0))
         await until(lambda: engine.load.running == 0)
         assert (await listen(engine, ask()))[-1].finish is not None
+
+    async def test_tools_are_refused_where_the_template_knows_none(self, engine: TextEngine) -> None:
+        request = ask()
+        prompt = Prompt(messages=(Message("user", "Hi"),), tools=(Tool("weather", "", "{}"),))
+        assert engine.facts.tool_format is None
+        with pytest.raises(InvalidRequest, match="tools"):
+            await listen(engine, replace(request, prompt=prompt))
+        assert (await listen(engine, ask()))[-1].finish is not None
+
+    async def test_each_text_becomes_a_vector_of_length_one_in_its_place(self, engine: TextEngine) -> None:
+        assert engine.facts.embeds
+        found = await embed(engine, "Once upon a time", "The sea", "Once upon a time")
+        assert [math.hypot(*vector) for vector in found.vectors] == pytest.approx([1.0] * 3, abs=1e-4)
+        first, other, again = found.vectors
+        assert first == pytest.approx(again, abs=1e-5)
+        assert first != pytest.approx(other, abs=1e-2)
+        assert found.prompt_tokens >= 2 * 4 + 2
+
+    async def test_vectors_beside_answers_are_those_made_alone_and_so_are_the_answers(self, engine: TextEngine) -> None:
+        answer = said(await listen(engine, ask(max_new_tokens=32, ignore_eos=True)))
+        (alone,) = (await embed(engine, "The sea")).vectors
+        answered, one, two = await asyncio.gather(
+            listen(engine, ask(max_new_tokens=32, ignore_eos=True)),
+            embed(engine, "The sea", "My name is"),
+            embed(engine, "Once upon a time", "The sea"),
+        )
+        assert said(answered) == answer
+        assert one.vectors[0] == pytest.approx(alone, abs=1e-5)
+        assert two.vectors[1] == pytest.approx(alone, abs=1e-5)
+
+    async def test_a_text_beyond_the_context_window_becomes_no_vector(self, engine: TextEngine) -> None:
+        window = engine.facts.context_window_tokens
+        with pytest.raises(ContextWindowExceeded) as caught:
+            await embed(engine, "short", "word " * (window + 1))
+        assert caught.value.facts["context_window_tokens"] == window
+        assert caught.value.facts["max_new_tokens"] == 0
+        assert caught.value.facts["prompt_tokens"] > window
+        assert len((await embed(engine, "short")).vectors) == 1
+
+    async def test_texts_past_their_deadline_are_given_up(self, engine: TextEngine) -> None:
+        with pytest.raises(GenerationTimeout):
+            await embed(engine, "Once upon a time", deadline_s=-1.0)
+        assert len((await embed(engine, "short")).vectors) == 1
+
+    async def test_vectors_that_nobody_waits_for_are_dropped(self, engine: TextEngine) -> None:
+        waiting = asyncio.create_task(embed(engine, *["Once upon a time"] * 100))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert len((await embed(engine, "short")).vectors) == 1
+        assert (await listen(engine, ask()))[-1].finish is not None
+
+    async def test_after_aclose_no_text_becomes_a_vector(self, engine: TextEngine) -> None:
+        await engine.aclose()
+        with pytest.raises(GenerationAborted):
+            await embed(engine, "Once upon a time")
 
     async def test_after_aclose_nothing_is_generated(self, engine: TextEngine) -> None:
         assert not engine.is_closed

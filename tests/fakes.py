@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
+import struct
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from hashlib import sha256
 from itertools import count, cycle, islice
 from typing import Any
 
@@ -15,20 +18,26 @@ from inferapi.adapters.memory_sessions import MemorySessionStore
 from inferapi.domain.chat import Lease, Message, OpenTurn, Session, SessionChange, SessionPage, SessionRef
 from inferapi.domain.errors import (
     ContextWindowExceeded,
+    EmbeddingsRefused,
     GenerationAborted,
     GenerationTimeout,
     InferapiError,
+    InvalidRequest,
     ModelCrashed,
     ModelNotFound,
     QueueFull,
 )
 from inferapi.domain.generation import (
+    ChosenToken,
     Chunk,
+    EmbeddingRequest,
+    Embeddings,
     Finish,
     FinishReason,
     GenerationRequest,
     Prompt,
     Timings,
+    TokenChance,
     Usage,
 )
 from inferapi.domain.model import (
@@ -132,11 +141,13 @@ class FakeModelRepository:
     """A ``ModelRepository`` of the given profiles, with scripted errors by model name.
 
     A fetch makes all of ``fetch_reports`` as (stage, done bytes, total bytes), and then waits at its gate.
+    ``local_models`` lie in its folder, whether it knows them or not.
     """
 
     def __init__(self, *profiles: ModelProfile) -> None:
         self._profiles = {profile.ref.name: profile for profile in profiles}
         self.profile_errors: dict[str, Exception] = {}
+        self.local_models: dict[ModelRef, float] = {}
         self.fetch_errors: dict[str, InferapiError] = {}
         self.profile_gate, self.fetch_gate = Gate(), Gate()
         self.fetch_reports: list[tuple[ModelState, int, int]] = []
@@ -149,6 +160,9 @@ class FakeModelRepository:
         if ref.name in self.profile_errors:
             raise self.profile_errors[ref.name]
         return replace(self._known(ref), ref=ref)
+
+    async def local(self) -> dict[ModelRef, float]:
+        return dict(self.local_models)
 
     async def fetch(self, profile: ModelProfile, report: Report) -> str:
         self.fetched.append(str(profile.ref))
@@ -172,6 +186,9 @@ class ScriptedEngine:
     ``gate`` stands before the last word, ``closing_gate`` before the end of ``aclose``. With ``ignore_eos`` the
     words come again and again until ``max_new_tokens``. ``cancelled`` counts answers that nobody read to the end.
     ``memory_bytes`` is what its process takes while it lives.
+
+    A word is as likely as ``chosen_token`` says. A text becomes ``text_vector`` of it, behind ``gate``; ``embedded``
+    holds those requests. What its template knows of tools and reasoning is in ``facts``.
     """
 
     def __init__(
@@ -194,6 +211,7 @@ class ScriptedEngine:
         self.memory_bytes = self._facts.memory_bytes
         self.gate, self.closing_gate = Gate(), Gate()
         self.requests: list[GenerationRequest] = []
+        self.embedded: list[EmbeddingRequest] = []
         self.in_flight = self.running = self.cancelled = 0
 
     @property
@@ -224,6 +242,7 @@ class ScriptedEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
         self._require_alive()
         self.requests.append(request)
+        self._require_tools(request.prompt)
         usage = self._usage(request)
         if self._slots.locked() and self.load.waiting >= self._max_queue:
             raise QueueFull(waiting=self.load.waiting)
@@ -255,12 +274,34 @@ class ScriptedEngine:
             if last:
                 await self._pass_gate()
             self._require_alive()
-            if self._clock is not None and self._clock.monotonic_s() >= request.deadline_s:
-                raise GenerationTimeout(timeout_s=round(request.deadline_s - request.arrived_s, 3))
-            done = last and self.fail_with is None
-            yield Chunk(word, Finish(reason, replace(usage, completion_tokens=number), TIMINGS) if done else None)
+            self._require_time(request)
+            finish = Finish(reason, replace(usage, completion_tokens=number), TIMINGS)
+            top = request.sampling.top_logprobs
+            tokens = () if top is None else (chosen_token(word, number, top),)
+            yield Chunk(word, finish if last and self.fail_with is None else None, tokens)
         if self.fail_with is not None:
             raise self.fail_with
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        self._require_alive()
+        self.embedded.append(request)
+        if not self._facts.embeds:
+            raise EmbeddingsRefused(model=self._facts.model, reason="its script has no vectors")
+        counts = [len(text.split()) for text in request.texts]
+        window = self._facts.context_window_tokens
+        for tokens in counts:
+            if tokens > window:
+                raise ContextWindowExceeded(prompt_tokens=tokens, max_new_tokens=0, context_window_tokens=window)
+        try:
+            await self._pass_gate()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self._require_alive()
+        self._require_time(request)
+        if self.fail_with is not None:
+            raise self.fail_with
+        return Embeddings(tuple(text_vector(text) for text in request.texts), sum(counts))
 
     async def _pass_gate(self) -> None:
         waits: list[asyncio.Future[Any]] = [
@@ -286,6 +327,14 @@ class ScriptedEngine:
             dropped += 1
         return Usage(tokens, 0, dropped)
 
+    def _require_tools(self, prompt: Prompt) -> None:
+        if prompt.tools and self._facts.tool_format is None:
+            raise InvalidRequest(problem="tools: the script knows none.")
+
+    def _require_time(self, request: GenerationRequest | EmbeddingRequest) -> None:
+        if self._clock is not None and self._clock.monotonic_s() >= request.deadline_s:
+            raise GenerationTimeout(timeout_s=round(request.deadline_s - request.arrived_s, 3))
+
     def _require_alive(self) -> None:
         if self._crashed:
             raise ModelCrashed(model=self._facts.model)
@@ -298,13 +347,15 @@ class FakeEngineLauncher:
 
     ``errors`` holds, by model name, what the next launches of it raise, one each: ``ModelCrashed`` for a process
     that dies while it loads. A launch makes the ``reports`` of loading as (stage, done bytes, total bytes), passes
-    ``gate``, makes those of warming, passes ``warming_gate``, and only then fails or is done.
+    ``gate``, makes those of warming, passes ``warming_gate``, and only then fails or is done. ``facts`` changes what
+    the next engines say of themselves.
     """
 
     def __init__(self, *words: str, memory_bytes: int = 2 * GIB) -> None:
         self._words = words or ("Hello", " there")
         self._memory_bytes = memory_bytes
         self.errors: dict[str, list[InferapiError]] = {}
+        self.facts: dict[str, Any] = {}
         self.gate, self.warming_gate = Gate(), Gate()
         self.reports: list[tuple[ModelState, int, int]] = [
             (ModelState.LOADING, 0, memory_bytes),
@@ -344,6 +395,7 @@ class FakeEngineLauncher:
         facts = make_facts(
             spec.model, dtype=spec.dtype, quantization=spec.quantization, memory_bytes=self._memory_bytes
         )
+        facts = replace(facts, **self.facts)
         engine = ScriptedEngine(*self._words, facts=facts, max_batch=spec.max_batch, max_queue=spec.max_queue)
         self.engines.append(engine)
         return engine
@@ -433,6 +485,22 @@ def prompt_tokens(prompt: Prompt, dropped_turns: int = 0) -> int:
     return len((prompt.text or "").split()) + sum(len(message.content.split()) for message in messages)
 
 
+def chosen_token(word: str, number: int, top_logprobs: int) -> ChosenToken:
+    """What ``ScriptedEngine`` tells of its ``number``-th word: its chance, before others that are less likely."""
+    chances = [
+        TokenChance(100 * number + rank, text, text.encode(), -number / 8 - rank)
+        for rank, text in enumerate([word, *(f"{word}~{rank}" for rank in range(1, top_logprobs))])
+    ]
+    return ChosenToken(chances[0], tuple(chances[:top_logprobs]))
+
+
+def text_vector(text: str) -> tuple[float, ...]:
+    """What ``ScriptedEngine`` makes of a text: four float32 numbers of length 1, others for another text."""
+    numbers = [byte - 127.5 for byte in sha256(text.encode()).digest()[:4]]
+    length = math.hypot(*numbers)
+    return struct.unpack("<4f", struct.pack("<4f", *(number / length for number in numbers)))
+
+
 NO_COMPILER = "there is no compiler"
 
 
@@ -489,5 +557,6 @@ def make_facts(model: str = "gpt2", **changes: Any) -> EngineFacts:
         memory_bytes=2 * GIB,
         load_s=0.5,
         peak_memory_bytes=changes.get("memory_bytes", 2 * GIB),
+        embeds=True,
     )
     return replace(facts, **changes)

@@ -14,13 +14,18 @@ from inferapi.adapters.redis_sessions import RedisSessionStore
 from inferapi.adapters.sqlite_sessions import SqliteSessionStore
 from inferapi.adapters.system_clock import SystemClock
 from inferapi.adapters.transformers_repository import TransformersRepository
-from inferapi.api.app import create_app
+from inferapi.api.app import OpenAiUseCases, create_app
 from inferapi.api.auth import Access, ApiKey
+from inferapi.api.openai.schema import OpenAiPolicy
 from inferapi.api.schema import SamplingPolicy
+from inferapi.application.catalog import Catalog
+from inferapi.application.completion import Completion
 from inferapi.application.conversation import Conversation
+from inferapi.application.embedding import Embedding
 from inferapi.application.inference import Inference
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.policy import LifecyclePolicy, SessionPolicy
+from inferapi.application.responses import Responses
 from inferapi.application.sessions import Sessions
 from inferapi.application.turns import TurnGate
 from inferapi.domain.chat import SessionLimits
@@ -131,17 +136,28 @@ class Container(containers.DeclarativeContainer):
     turns = providers.Singleton(TurnGate, session_store, clock, session_policy)
     sessions = providers.Singleton(Sessions, session_store, turns, clock, session_policy)
     conversation = providers.Singleton(Conversation, inference, turns, clock, session_policy)
+    completion = providers.Singleton(Completion, lifecycle, clock, settings.provided.request_timeout_s)
+    responses = providers.Singleton(Responses, completion, sessions, turns, clock)
+    embedding = providers.Singleton(Embedding, lifecycle, clock, settings.provided.request_timeout_s)
+    catalog = providers.Singleton(Catalog, lifecycle, models, clock, settings.provided.allowed_models)
     app = providers.Singleton(
         create_app,
         lifecycle,
         inference,
         conversation,
         sessions,
+        providers.Factory(OpenAiUseCases, completion, responses, embedding, catalog),
         access=providers.Factory(make_access, settings),
         sampling=providers.Factory(
             SamplingPolicy,
             max_new_tokens=settings.provided.max_new_tokens,
             temperature=settings.provided.temperature,
         ),
+        openai_policy=providers.Factory(
+            OpenAiPolicy,
+            max_new_tokens=settings.provided.max_new_tokens,
+            lenient_params=settings.provided.lenient_params,
+        ),
         max_body_bytes=settings.provided.max_body_bytes,
+        stream_write_timeout_s=settings.provided.stream_write_timeout_s,
     )

@@ -99,8 +99,12 @@ class Settings(BaseSettings):
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait for a model.")
     max_new_tokens: PositiveInt = Field(4096, description="The most tokens that one request may ask for.")
     temperature: float = Field(0.7, ge=0, le=100, description="For requests that do not say; 0 is greedy.")
+    lenient_params: bool = Field(
+        False, description="Parameters under /v1 that are not supported: ignore them with a warning, do not refuse."
+    )
     max_body_bytes: PositiveInt = Field(1_048_576, description="The largest request body.")
     request_timeout_s: Seconds = Field(300.0, description="An answer must be finished by then.")
+    stream_write_timeout_s: Seconds = Field(30.0, description="A client that does not read its stream is cut off.")
     load_stall_timeout_s: Seconds = Field(120.0, description="A load that makes no progress for so long is given up.")
     worker_heartbeat_timeout_s: Seconds = Field(
         15.0, description="A worker that gives no sign of life for so long is killed and replaced."

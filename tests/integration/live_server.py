@@ -21,6 +21,9 @@ DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_FOLDER = REPOSITORY / "models" / DEMO
 TINY = "tiny/random-llama"
 
+COMMAND = os.environ.get("INFERAPI_TEST_COMMAND") or str(Path(sys.executable).with_name("inferapi"))
+"""The server; tests/clients runs in an environment that has none of its own."""
+
 PATIENCE_S = 90.0  # two slow cores, shared with others: only what never comes fails
 _POLL_S = 0.02
 
@@ -37,9 +40,12 @@ def until(condition, within_s=PATIENCE_S):
 
 
 class Server:
-    """``inferapi serve`` in a process of its own, the demo model preloaded unless ``env`` says otherwise."""
+    """``inferapi serve`` in a process of its own, the demo model preloaded unless ``env`` says otherwise.
 
-    def __init__(self, folder, models_dir, **env):
+    ``env`` is settings, without their prefix; ``environment`` is for what is none of ours, such as the hub's.
+    """
+
+    def __init__(self, folder, models_dir, *, environment=None, **env):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -50,9 +56,10 @@ class Server:
         settings |= {"PORT": port, **env}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("INFERAPI_")}
         kept |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder), "XDG_DATA_HOME": str(folder)}  # nothing but loopback
+        kept |= environment or {}
         kept |= {f"INFERAPI_{name}": str(value) for name, value in settings.items()}
         with self.log.open("wb") as log:
-            command = [Path(sys.executable).with_name("inferapi"), "serve"]
+            command = [COMMAND, "serve"]
             self.process = subprocess.Popen(command, env=kept, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
 

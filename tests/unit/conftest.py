@@ -21,13 +21,18 @@ from fakes import (  # noqa: E402 - so that its asserts tell what they saw
     make_profile,
     settle,
 )
-from inferapi.api.app import create_app  # noqa: E402
+from inferapi.api.app import OpenAiUseCases, create_app  # noqa: E402
 from inferapi.api.auth import Access, ApiKey  # noqa: E402
+from inferapi.api.openai.schema import OpenAiPolicy  # noqa: E402
 from inferapi.api.schema import SamplingPolicy  # noqa: E402
+from inferapi.application.catalog import Catalog  # noqa: E402
+from inferapi.application.completion import Completion  # noqa: E402
 from inferapi.application.conversation import ChatTurn, Conversation, TurnStored  # noqa: E402
+from inferapi.application.embedding import Embedding  # noqa: E402
 from inferapi.application.inference import Answered, Inference  # noqa: E402
 from inferapi.application.lifecycle import ModelLifecycle  # noqa: E402
 from inferapi.application.policy import LifecyclePolicy, SessionPolicy  # noqa: E402
+from inferapi.application.responses import Responses  # noqa: E402
 from inferapi.application.sessions import Sessions  # noqa: E402
 from inferapi.application.turns import TurnGate  # noqa: E402
 from inferapi.domain.chat import SessionLimits  # noqa: E402
@@ -89,6 +94,13 @@ class Stage:
         )
         self.inference = Inference(self.lifecycle, self.clock, request_timeout_s)
         self.conversation = Conversation(self.inference, self.turns, self.clock, session_policy)
+        self.completion = Completion(self.lifecycle, self.clock, request_timeout_s)
+        self.openai = OpenAiUseCases(
+            self.completion,
+            Responses(self.completion, self.sessions, self.turns, self.clock),
+            Embedding(self.lifecycle, self.clock, request_timeout_s),
+            Catalog(self.lifecycle, self.models, self.clock, policy.get("allowed_models", ("*",))),
+        )
 
     @property
     def engine(self) -> ScriptedEngine:
@@ -149,15 +161,18 @@ class Stage:
         events = self.lifecycle.events(model=model, limit=1000)
         return [(event.kind.value, event.model, event.reason) for event in events]
 
-    def app(self, max_body_bytes: int = 4096, keys: tuple[ApiKey, ...] = ()):
+    def app(self, max_body_bytes: int = 4096, keys: tuple[ApiKey, ...] = (), *, lenient_params: bool = False):
         return create_app(
             self.lifecycle,
             self.inference,
             self.conversation,
             self.sessions,
+            self.openai,
             access=Access(keys),
             sampling=SamplingPolicy(max_new_tokens=600, temperature=0.7),
+            openai_policy=OpenAiPolicy(max_new_tokens=600, lenient_params=lenient_params),
             max_body_bytes=max_body_bytes,
+            stream_write_timeout_s=30.0,
         )
 
     async def aclose(self) -> None:

@@ -25,7 +25,15 @@ from tqdm import tqdm
 from inferapi.adapters import hub_errors, model_profile
 from inferapi.adapters.hub_messages import Answer, Failed, Fetched, Fetching, Profiled, Question
 from inferapi.adapters.model_files import MAX_JSON_BYTES, Json, Tensor, parse_tensor
-from inferapi.adapters.model_folder import CONFIGS, SMALL_FILES, SUBFOLDERS, WEIGHTS_INDEX, checked_config, weight_files
+from inferapi.adapters.model_folder import (
+    CONFIGS,
+    POOLING,
+    SMALL_FILES,
+    SUBFOLDERS,
+    WEIGHTS_INDEX,
+    checked_config,
+    weight_files,
+)
 from inferapi.domain.errors import ModelGated, ModelInvalid
 from inferapi.domain.model import ModelProfile
 
@@ -42,6 +50,7 @@ class _Found:
     folder: Path
     config: Json
     weights: list[str]
+    has_pooling: bool
 
 
 class Asking:
@@ -83,6 +92,8 @@ class Asking:
         found = self._find(self._question.commit)
         self._downloading = True
         constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES  # 10 MiB else: a slow hub would look like a silent one
+        if found.has_pooling:  # first: with the weights the model would be complete without it
+            hf_hub_download(self._question.ref.name, POOLING, **self._place(found.commit))
         return str(snapshot_download(**self._files(found)))
 
     def _find(self, revision: str | None) -> _Found:
@@ -97,10 +108,12 @@ class Asking:
         needed = [file for file in (*CONFIGS, WEIGHTS_INDEX) if file in sizes]
         if CONFIGS[0] not in needed or any(sizes[file] > MAX_JSON_BYTES for file in needed):
             raise ModelInvalid(model=model, problem=f"{CONFIGS[0]} is missing, or a config is too large")
-        place: dict[str, Any] = {"revision": commit, "cache_dir": self._question.cache_dir, "endpoint": self._endpoint}
-        paths = [Path(str(hf_hub_download(name, file, **place))) for file in needed]
+        paths = [Path(str(hf_hub_download(name, file, **self._place(commit)))) for file in needed]
         folder = paths[0].parent
-        return _Found(commit, folder, checked_config(sizes, folder, model), weight_files(sizes, folder, model))
+        has_pooling = any(file.rfilename == POOLING for file in info.siblings or ())
+        return _Found(
+            commit, folder, checked_config(sizes, folder, model), weight_files(sizes, folder, model), has_pooling
+        )
 
     def _header(self, commit: str, file: str) -> dict[str, Tensor]:
         """The tensors of a weight file, from its beginning."""
@@ -116,13 +129,15 @@ class Asking:
         """All that serving needs, and no more."""
         return {
             "repo_id": self._question.ref.name,
-            "revision": found.commit,
             "allow_patterns": [*SMALL_FILES, *found.weights],
             "ignore_patterns": [SUBFOLDERS],
-            "cache_dir": self._question.cache_dir,
-            "endpoint": self._endpoint,
             "tqdm_class": _Bar,
+            **self._place(found.commit),
         }
+
+    def _place(self, commit: str) -> dict[str, Any]:
+        """From where, and to where."""
+        return {"revision": commit, "cache_dir": self._question.cache_dir, "endpoint": self._endpoint}
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # untyped

@@ -20,6 +20,8 @@ SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """Patterns of all that transformers reads beside the weights."""
 SUBFOLDERS = "*/*"
 """The pattern of what it does not read: other formats of the same weights, original/, onnx/, …"""
+POOLING = "1_Pooling/config.json"
+"""How a model made for embedding pools, as sentence-transformers keeps it: the one file in a folder that is read."""
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from inferapi.adapters.hub_models import HubModels
+from inferapi.adapters.local_models import models_in
 from inferapi.adapters.model_folder import folder_unreadable, profile_of_folder, refuse_links_and_devices
 from inferapi.domain.errors import InsufficientStorage, ModelNotFound
 from inferapi.domain.model import ModelProfile, ModelRef
@@ -56,6 +57,10 @@ class TransformersRepository:
             return profile
         _refuse_if_offline(ref)
         return await self._hub.profile(ref)
+
+    async def local(self) -> dict[ModelRef, float]:
+        """See ``ModelRepository``: those of the models folder."""
+        return await asyncio.to_thread(models_in, self._models_dir)
 
     async def fetch(self, profile: ModelProfile, report: Report) -> str:
         """See ``ModelRepository``."""

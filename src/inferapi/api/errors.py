@@ -1,22 +1,18 @@
-"""Errors to HTTP: the one table of statuses, and the one shape, RFC 9457 problem details."""
+"""Errors to HTTP: the one table of statuses, and the shape of all but OpenAI's routes, RFC 9457 problem details."""
 
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from inferapi.domain import errors
-from inferapi.domain.errors import InferapiError, InvalidJson, InvalidRequest
+from inferapi.domain.errors import InferapiError
 from inferapi.logs import request_id
 
 log = logging.getLogger(__name__)
@@ -48,6 +44,7 @@ ANSWERS: dict[type[InferapiError], Answer] = {
     errors.UnsupportedMediaType: Answer(415),
     errors.BodyTooLarge: Answer(413),
     errors.ModelNameInvalid: Answer(422),
+    errors.EmbeddingsRefused: Answer(422),
     errors.ContextWindowExceeded: Answer(422),
     errors.ModelNotFound: Answer(404),
     errors.ModelNotAllowed: Answer(403),
@@ -86,9 +83,6 @@ ANSWERS: dict[type[InferapiError], Answer] = {
     errors.UnexpectedError: Answer(500),
 }
 
-_CLIENT_CLOSED_REQUEST = 499
-_FIELD = re.compile(r"[A-Za-z0-9_]{1,64}")
-
 
 class ProblemException(HTTPException):
     """A domain error raised where only the framework's own exception gets through."""
@@ -110,15 +104,25 @@ def problem(error: InferapiError) -> dict[str, Any]:
 
 def problem_response(error: InferapiError) -> Response:
     """The error as a response."""
+    return _response(ANSWERS[type(error)].status, problem(error), headers_of(error))
+
+
+def headers_of(error: InferapiError) -> dict[str, str]:
+    """What is told beside the body: whether and when to come again, and how to authenticate."""
     answer = ANSWERS[type(error)]
-    headers = {}
+    headers: dict[str, str] = {}
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)
     if answer.should_retry is not None:
         headers["x-should-retry"] = str(answer.should_retry).lower()
     if answer.challenge is not None:
         headers["WWW-Authenticate"] = answer.challenge
-    return _response(answer.status, problem(error), headers)
+    return headers
+
+
+def details_response(status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
+    """Problem details of what is no error of the tree: the framework's own."""
+    return _response(status, _details(status, code, detail, request_id.get()), headers)
 
 
 def log_cause(error: InferapiError) -> None:
@@ -128,52 +132,6 @@ def log_cause(error: InferapiError) -> None:
         cause = cause.__cause__
     if cause is not error and ANSWERS[type(error)].status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s: %s: %s", error.code, type(cause).__name__, cause)
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Make the errors that leave a route problems; the unforeseen ones are the middleware's."""
-
-    @app.exception_handler(InferapiError)
-    async def _domain(_: Request, error: InferapiError) -> Response:
-        log_cause(error)
-        return problem_response(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def _validation(_: Request, error: RequestValidationError) -> Response:
-        found = error.errors()
-        if any(entry["type"] == "json_invalid" for entry in found):
-            return problem_response(InvalidJson())
-        return problem_response(InvalidRequest(problem="; ".join(_told(entry) for entry in found[:10])))
-
-    @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> Response:
-        if isinstance(error, ProblemException):
-            return problem_response(error.error)
-        # Raised by the framework: no such path or method, or a body that it could not read.
-        if error.status_code == HTTPStatus.BAD_REQUEST:
-            return problem_response(InvalidJson())
-        phrase = HTTPStatus(error.status_code).phrase
-        code = phrase.lower().replace(" ", "_")
-        return _response(
-            error.status_code,
-            _details(error.status_code, code, f"{phrase}.", request_id.get()),
-            dict(error.headers or {}),
-        )
-
-    @app.exception_handler(ClientDisconnect)
-    async def _gone(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)  # for the log: nobody reads it
-
-
-def _told(entry: dict[str, Any]) -> str:
-    """What is wrong and where, without what was sent."""
-    place, *path = map(str, entry["loc"])
-    if place == "header":  # named by the route, not by the client
-        where = ".".join(path)
-    else:
-        path = path if place == "body" else [place, *path]
-        where = ".".join(part if _FIELD.fullmatch(part) else "…" for part in path) or "body"
-    return f"{where}: {entry['msg'].removeprefix('Value error, ')}"
 
 
 def _details(status: int, code: str, detail: str, instance: str | None) -> dict[str, Any]:

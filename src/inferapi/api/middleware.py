@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inferapi.api.errors import ProblemException, problem_response
+from inferapi.api.error_handlers import error_response
+from inferapi.api.errors import ProblemException
 from inferapi.domain.errors import BodyTooLarge, UnexpectedError, UnsupportedMediaType
 from inferapi.logs import request_id
 
@@ -26,7 +27,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestIds:
     """Gives every request an id, the client's if it is a decent one, in the response, the log and the errors.
 
-    And the last word: whatever no handler caught becomes a problem here, with the id.
+    And the last word: whatever no handler caught becomes an answer here, with the id.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -55,7 +56,7 @@ class RequestIds:
             log.exception("unexpected error")
             if status:  # too late for another word: the server cuts the response off
                 raise
-            await problem_response(UnexpectedError())(scope, receive, send_with_id)
+            await error_response(scope, UnexpectedError())(scope, receive, send_with_id)
         finally:
             level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
             duration_ms = 1000 * (time.monotonic() - started_s)
@@ -83,13 +84,13 @@ class BodyGate:
         declared = headers.get("content-length", "")
         has_body = "transfer-encoding" in headers or declared not in {"", "0"}
         if has_body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            await problem_response(UnsupportedMediaType())(scope, receive, send)
+            await error_response(scope, UnsupportedMediaType())(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         limit_bytes = max(self._max_body_bytes, self._larger.get(path, 0))
         too_large = BodyTooLarge(limit_bytes=limit_bytes)
         if declared.isdecimal() and int(declared) > limit_bytes:
-            response = problem_response(too_large)
+            response = error_response(scope, too_large)
             response.headers["Connection"] = "close"  # or the server would have to read it all
             await response(scope, receive, send)
             return

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -14,20 +14,51 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from inferapi.api.disconnect import disconnected, until_disconnect
-from inferapi.api.errors import log_cause, problem
-from inferapi.domain.errors import InferapiError, UnexpectedError
+from inferapi.api.errors import problem
+from inferapi.api.event_pump import MOST_WRITTEN_BYTES, EventPump, Events
+from inferapi.domain.errors import InferapiError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 MEDIA_TYPE = "text/event-stream"
-PING_S = 10.0
-_LOOK_AGAIN_S = 1.0
 DONE = b"data: [DONE]\n\n"
-_PING = b": ping\n\n"
 
 _encoder = msgspec.json.Encoder()
+
+
+def event(data: Any) -> bytes:
+    """One event with JSON data."""
+    return b"data: " + _encoder.encode(data) + b"\n\n"
+
+
+class PlainEvents(Generic[T]):
+    """An event for every item, an error as problem details, ``[DONE]`` at the end."""
+
+    def __init__(self, encode: Callable[[T], Any]) -> None:
+        self._encode = encode
+
+    def of(self, item: T) -> bytes:
+        """See ``Events``."""
+        return event(self._encode(item))
+
+    def failure(self, error: InferapiError) -> bytes:
+        """See ``Events``."""
+        return event({"error": problem(error)})
+
+    def end(self) -> bytes:
+        """See ``Events``."""
+        return DONE
+
+
+def described(example: str) -> dict[int | str, dict[str, Any]]:
+    """How the manual shows a route that may answer with events."""
+    stream = {
+        "schema": {"type": "string", "description": "Events, a line of JSON each, then `[DONE]`; comments in silence."},
+        "example": example,
+    }
+    return {200: {"description": "The answer, whole or as events.", "content": {MEDIA_TYPE: stream}}}
 
 
 async def respond(request: Request, items: AsyncGenerator[T], encode: Callable[[T], Any], *, stream: bool) -> Response:
@@ -38,9 +69,14 @@ async def respond(request: Request, items: AsyncGenerator[T], encode: Callable[[
         ClientDisconnect: the client left.
     """
     if stream:
-        return await EventStream.start(request, items, encode)
+        return await EventStream.start(request, items, PlainEvents(encode))
     last = await until_disconnect(request, _last(items))
-    return Response(_encoder.encode(encode(last)), media_type="application/json")
+    return json_response(encode(last))
+
+
+def json_response(data: Any) -> Response:
+    """A whole answer."""
+    return Response(_encoder.encode(data), media_type="application/json")
 
 
 async def _last(items: AsyncGenerator[T]) -> T:
@@ -50,31 +86,29 @@ async def _last(items: AsyncGenerator[T]) -> T:
     return last
 
 
-def event(data: Any) -> bytes:
-    """One event with JSON data."""
-    return b"data: " + _encoder.encode(data) + b"\n\n"
-
-
 class EventStream(Response):
-    """An event for every item; a ping in silence; an error event instead of ``[DONE]`` when it goes wrong.
+    """Events of items; a ping in silence; an error event instead of the end when it goes wrong.
+
+    A client that does not take a write of at most 64 KiB within ``app.state.stream_write_timeout_s``, or that is
+    ``MOST_HELD_BYTES`` of the pump behind, is cut off, and its work ended.
 
     Not Starlette's ``StreamingResponse``, which takes a generator and so a switch of tasks for every event.
     """
 
-    def __init__(self, pump: _Pump) -> None:
+    def __init__(self, pump: EventPump) -> None:
         super().__init__(media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["Content-Length"]  # it is not known
         self._pump = pump
 
     @classmethod
-    async def start(cls, request: Request, items: AsyncGenerator[T], encode: Callable[[T], Any]) -> EventStream:
-        """Await the first item, so that an early error keeps its HTTP status; after a ping's time go without.
+    async def start(cls, request: Request, items: AsyncGenerator[T], events: Events[T]) -> EventStream:
+        """Await the first event, so that an early error keeps its HTTP status; after a ping's time go without.
 
         Raises:
-            InferapiError: what the first item was.
+            InferapiError: it came before any event.
             ClientDisconnect: the client left before it.
         """
-        pump = _Pump(items, encode)
+        pump = EventPump(items, events)
         try:
             await until_disconnect(request, pump.begun())
         except BaseException:
@@ -83,108 +117,35 @@ class EventStream(Response):
         return cls(pump)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; end the work whether the client stayed or left."""
-        del scope
+        """Send it; end the work whether the client stayed, left or does not read."""
         pump = self._pump
         leaving = asyncio.ensure_future(disconnected(receive))
         leaving.add_done_callback(lambda _: pump.stop())
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            is_last = False
-            while not is_last:
-                data, is_last = await pump.next()
-                if pump.is_stopped:
-                    break
-                await send({"type": "http.response.body", "body": data, "more_body": not is_last})
+            await self._send_all(send, scope["app"].state.stream_write_timeout_s)
+        except TimeoutError:
+            log.warning("a client that does not read its stream is cut off")
         finally:
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
             await pump.aclose()
 
-
-class _Pump:
-    """Runs a generator in a task of its own, and keeps its items as events until they are fetched.
-
-    So neither a wait that is cut short ends the generator, nor does a client that reads slowly hold it up.
-    """
-
-    def __init__(self, items: AsyncGenerator[T], encode: Callable[[T], Any]) -> None:
-        self._event_loop = asyncio.get_running_loop()
-        self._events: list[bytes] = []
-        self._error: InferapiError | None = None
-        self._is_over = False  # the generator has ended
-        self._news: asyncio.Future[None] | None = None  # while somebody waits for events
-        self._quiet_since_s = self._event_loop.time()
-        self._timer = self._event_loop.call_at(self._quiet_since_s + PING_S, self._ping)
-        self._task = asyncio.create_task(self._run(items, encode))
-        self.is_stopped = False
-
-    async def begun(self) -> None:
-        """Wait for the first event, be it a ping.
+    async def _send_all(self, send: Send, write_timeout_s: float) -> None:
+        """Send what there is as it comes, until the last of it or until nobody listens.
 
         Raises:
-            InferapiError: there is none but this error.
+            TimeoutError: a write took too long.
         """
-        await self._anything()
-        if self._error is not None and not self._events:
-            raise self._error
-
-    async def next(self) -> tuple[bytes, bool]:
-        """All events since the last call, at least one unless the pump was stopped; and whether they are the last."""
-        await self._anything()
-        is_last = self._is_over
-        if is_last and self._error is not None:
-            log_cause(self._error)
-            self._events.append(event({"error": problem(self._error)}))
-        elif is_last:
-            self._events.append(DONE)
-        data = b"".join(self._events)
-        self._events.clear()
-        return data, is_last
-
-    def stop(self) -> None:
-        """Nobody listens any more."""
-        self.is_stopped = True
-        self._ring()
-
-    async def aclose(self) -> None:
-        """End the generator, wherever it is."""
-        self._timer.cancel()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self, items: AsyncGenerator[T], encode: Callable[[T], Any]) -> None:
-        try:
-            async with aclosing(items):
-                async for item in items:
-                    self._events.append(event(encode(item)))
-                    self._ring()
-        except InferapiError as error:
-            self._error = error
-        except Exception:
-            log.exception("a stream broke")
-            self._error = UnexpectedError()
-        self._is_over = True
-        self._ring()
-
-    def _ping(self) -> None:
-        """Say something, if somebody has waited for so long: a client that is slow to read needs no pings."""
-        now_s = self._event_loop.time()
-        due_s = self._quiet_since_s + PING_S if self._news is not None else now_s + _LOOK_AGAIN_S
-        if due_s <= now_s:
-            self._events.append(_PING)
-            self._ring()
-            due_s = now_s + PING_S
-        self._timer = self._event_loop.call_at(due_s, self._ping)
-
-    def _ring(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
-
-    async def _anything(self) -> None:
-        while not (self._events or self._is_over or self.is_stopped):
-            self._news, self._quiet_since_s = self._event_loop.create_future(), self._event_loop.time()
-            try:
-                await self._news
-            finally:
-                self._news = None
+        is_last = False
+        while not is_last:
+            data, is_last = await self._pump.next()
+            for start in range(0, max(len(data), 1), MOST_WRITTEN_BYTES):  # the last write may be empty
+                if self._pump.is_stopped:
+                    return
+                piece = data[start : start + MOST_WRITTEN_BYTES]
+                more = not is_last or start + MOST_WRITTEN_BYTES < len(data)
+                async with asyncio.timeout(write_timeout_s):
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+            if self._pump.is_stopped:
+                return

@@ -55,18 +55,36 @@ def serve(settings_given: dict[str, object]) -> None:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
-    DrainingServer(config, drain=application.state.drain, abort=application.state.abort).run()
+    DrainingServer(
+        config,
+        drain=application.state.drain,
+        abort=application.state.abort,
+        write_timeout_s=settings.stream_write_timeout_s,
+    ).run()
 
 
 class DrainingServer(uvicorn.Server):
     """Drains before it stops to listen: probes see it, new requests are told, and running streams end properly."""
 
     def __init__(
-        self, config: uvicorn.Config, *, drain: Callable[[], Awaitable[None]], abort: Callable[[], Awaitable[None]]
+        self,
+        config: uvicorn.Config,
+        *,
+        drain: Callable[[], Awaitable[None]],
+        abort: Callable[[], Awaitable[None]],
+        write_timeout_s: float,
     ) -> None:
         super().__init__(config)
         self._drain = drain
         self._abort = abort
+        self._write_timeout_s = write_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; a connection whose client takes nothing any more is ended by the kernel (accepted sockets inherit it)."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * self._write_timeout_s))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at the first signal in order, at the second at once."""

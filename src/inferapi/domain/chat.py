@@ -6,17 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 _TITLE_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model asks for. ``arguments`` is JSON, as the model wrote it: it may be none that is valid."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One utterance."""
+    """One utterance.
+
+    Attributes:
+        name: who speaks, where a client told several users or assistants apart; for templates that know it.
+        tool_calls: of an assistant, what it asked for beside its content.
+        tool_call_id: of a tool, the call that the content answers.
+    """
 
     role: Role
     content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

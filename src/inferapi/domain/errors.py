@@ -9,6 +9,7 @@
     │   ├── UnsupportedMediaType    unsupported_media_type
     │   ├── BodyTooLarge            body_too_large
     │   ├── ModelNameInvalid        invalid_request
+    │   ├── EmbeddingsRefused       embeddings_refused
     │   └── ContextWindowExceeded   context_length_exceeded
     ├── ModelUnavailable            the named model cannot be had
     │   ├── ModelNotFound           model_not_found
@@ -116,6 +117,11 @@ class ModelNameInvalid(InvalidInput):
         "A model name is a hub id such as 'name' or 'org/name', optionally with '@revision': "
         "letters, digits, '.', '_' and '-', never a path or a URL."
     )
+
+
+class EmbeddingsRefused(InvalidInput):
+    code = "embeddings_refused"
+    text = "Model {model} cannot make embeddings: {reason}."
 
 
 class ContextWindowExceeded(InvalidInput):

@@ -9,16 +9,46 @@ from inferapi.domain.chat import Message
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may ask to be called. ``parameters`` is a JSON schema, as text."""
+
+    name: str
+    description: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """Raw ``text`` to continue, or ``messages`` to render with the model's chat template.
 
     Attributes:
         drop_oldest_turns: leave out whole turns, oldest first, until the messages fit the context window.
+        tools: what the template is told of; a template that knows no tools refuses them.
     """
 
     text: str | None = None
     messages: tuple[Message, ...] = ()
     drop_oldest_turns: bool = False
+    tools: tuple[Tool, ...] = ()
+
+
+class ConstraintKind(StrEnum):
+    """The languages that a constraint can be written in."""
+
+    JSON_SCHEMA = "json_schema"
+    GRAMMAR = "grammar"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer must look like: only tokens that lead there are chosen.
+
+    Attributes:
+        definition: the schema as JSON text, ``{"type": "object"}`` for any object; or a grammar in llguidance's Lark.
+    """
+
+    kind: ConstraintKind
+    definition: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +63,12 @@ class SamplingParams:
         repetition_penalty: divides the logits of tokens seen in prompt or answer; 1 changes nothing.
         seed: makes sampling repeatable, whoever else is in the batch.
         stop: strings that end the answer; they are not part of it.
+        presence_penalty: taken once from the logits of tokens that are in the answer already (not in the prompt).
+        frequency_penalty: taken for each time that they are.
+        logit_bias: token ids, and what is added to their logits before anything else.
+        top_logprobs: tell each token's log-probability, and those of so many likeliest ones; none tells nothing.
+            They are of the distribution that is sampled from at temperature 1, before any truncation.
+        constraint: what the answer must look like.
     """
 
     max_new_tokens: int = 100
@@ -45,6 +81,32 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
     ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to be turned into vectors, each by itself.
+
+    Attributes:
+        deadline_s: when to give up, on the system's monotonic clock.
+    """
+
+    texts: tuple[str, ...]
+    arrived_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A vector for each text, in order, and the tokens of all of them."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +179,35 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token and how likely it was: its natural log-probability.
+
+    Attributes:
+        data: its bytes; of a token that is part of a character they are no text by themselves.
+    """
+
+    token_id: int
+    text: str
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenToken:
+    """A token of the answer, and the likeliest ones in its place, the likeliest first."""
+
+    chance: TokenChance
+    likeliest: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. Only the last one carries ``finish``, and may have no text."""
+    """A piece of an answer. Only the last one carries ``finish``, and may have no text.
+
+    Attributes:
+        tokens: where log-probabilities were asked for, those of the tokens whose text this piece ends with.
+    """
 
     text: str
     finish: Finish | None = field(default=None)
+    tokens: tuple[ChosenToken, ...] = ()

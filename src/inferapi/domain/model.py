@@ -278,6 +278,14 @@ class EngineFacts:
         quantization: the format that its linear layers' weights have in memory; none is ``dtype``.
         kernels: what computes matrix products on a CPU: ``native``, ``onednn`` or ``torch``; empty elsewhere.
         kernels_reason: why no faster ones; empty for the fastest.
+        tool_format: how its template has it write tool calls: ``hermes``, ``llama3`` or ``mistral``; none where the
+            template knows no tools.
+        reasoning_tags: what its reasoning begins and ends with, such as ``<think>`` and ``</think>``; none where it
+            knows no such tokens.
+        reasons_from_start: the template ends the prompt with the first of them, so that the answer begins inside.
+        tag_tokens: the tags of its calls and of its reasoning that are single tokens of its vocabulary, and their ids;
+            they reach an answer as text.
+        embeds: it can turn texts into vectors.
     """
 
     model: str
@@ -296,6 +304,11 @@ class EngineFacts:
     quantization: str | None = None
     kernels: str = ""
     kernels_reason: str = ""
+    tool_format: str | None = None
+    reasoning_tags: tuple[str, str] | None = None
+    reasons_from_start: bool = False
+    tag_tokens: tuple[tuple[str, int], ...] = ()
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from inferapi.domain.chat import Lease, OpenTurn, Session, SessionChange, SessionPage, SessionRef
-from inferapi.domain.generation import Chunk, GenerationRequest
+from inferapi.domain.generation import Chunk, EmbeddingRequest, Embeddings, GenerationRequest
 from inferapi.domain.model import Device, EngineFacts, EngineLoad, EngineSpec, ModelProfile, ModelRef
 from inferapi.domain.states import Report
 
@@ -51,6 +51,14 @@ class ModelRepository(Protocol):
         """
         ...
 
+    async def local(self) -> dict[ModelRef, float]:
+        """The models that lie on this machine by the operator's choice, and when they came, seconds since the epoch.
+
+        They are looked at from outside: one that is listed may be refused by ``profile``. What cannot be read is left
+        out.
+        """
+        ...
+
     async def fetch(self, profile: ModelProfile, report: Report) -> str:
         """Have the files of exactly that commit on this machine and return their folder.
 
@@ -86,11 +94,22 @@ class TextEngine(Protocol):
 
         Raises:
             ContextWindowExceeded: prompt tokens + ``max_new_tokens`` do not fit.
+            InvalidRequest: the template refuses the messages or their tools, or the constraint cannot be kept.
             QueueFull: every slot is taken and the waiting queue is full.
             OutOfMemory: this request found no memory; the engine lives.
             GenerationTimeout: the request's deadline passed.
             GenerationAborted: ``aclose`` took the engine away meanwhile.
             ModelCrashed: the engine died, or was ended for not giving a sign of life; every later call raises it too.
+        """
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Turn texts into vectors of length 1. Cancelling drops the work.
+
+        Raises:
+            EmbeddingsRefused: this model cannot.
+            ContextWindowExceeded: a text is longer than the model's context window.
+            QueueFull, OutOfMemory, GenerationTimeout, GenerationAborted, ModelCrashed: as ``generate``.
         """
         ...
 

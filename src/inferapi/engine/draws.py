@@ -128,7 +128,7 @@ class FromFiltered:
         mass = torch.where(filters.top_k < _NO_TOP_K, up_to[:, -1:], mass)
         # top_p 1 keeps all, also where rounding makes the mass before the last tokens reach all of it.
         kept &= (up_to - weights < filters.top_p * mass) | (filters.top_p >= 1)
-        kept &= weights >= filters.min_p
+        kept &= (weights >= filters.min_p) & (weights > 0)  # what cannot be makes nobody look further
         kept[:, 0] = True
         up_to = (weights * kept).double().cumsum(-1)
         chosen = _first_beyond(up_to, draws[:, None] * up_to[:, -1:])
@@ -149,8 +149,8 @@ def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
 def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """At least the ``width`` likeliest tokens of each row, ``[R, K]`` values and ids, descending; equal ones by id.
 
-    With them the least value ``[R]``: all tokens above it are there, those of that value perhaps not all. Rows with
-    fewer candidates than others end in impossible ones.
+    With them the least value ``[R]``: all tokens above it are there, those of that value perhaps not all, and of those
+    that cannot be none. Rows with fewer candidates than others end in impossible ones.
     """
     if width >= scaled.shape[-1]:
         values, ids = scaled.sort(dim=-1, descending=True, stable=True)
@@ -166,11 +166,12 @@ def _candidates(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.T
         values, near = scaled.topk(width).values, scaled
         chosen = torch.arange(maxima.shape[-1], device=scaled.device).expand_as(maxima)
     least = values[:, -1]
-    wanted = ~(near < least[:, None])  # NaN too: nothing is less
+    floor = least.clamp(min=torch.finfo(scaled.dtype).min)  # of a constrained row a few tokens are possible
+    wanted = ~(near < floor[:, None])  # NaN too: nothing is less
     row, column = wanted.nonzero(as_tuple=True)
     counts = row.bincount(minlength=len(scaled))
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(-1) - counts)[row]
-    shape = (len(scaled), int(counts.max()))
+    shape = (len(scaled), max(int(counts.max()), 1))
     found = chosen[row, column // _MAXIMA_BLOCK] * _MAXIMA_BLOCK + column % _MAXIMA_BLOCK
     ids = chosen.new_zeros(shape).index_put_((row, place), found)
     values = scaled.new_full(shape, float("-inf")).index_put_((row, place), near[row, column])

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from inferapi.domain.errors import InferapiError, OutOfMemory
-from inferapi.domain.generation import Chunk, Finish, FinishReason
+from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory
+from inferapi.domain.generation import Chunk, Finish
 from inferapi.domain.model import EngineLoad
-from inferapi.engine.detokenizer import Decode, Detokenizer
+from inferapi.engine.answer import Answer, BytesOf
+from inferapi.engine.chances import Chances
+from inferapi.engine.detokenizer import Decode
 from inferapi.engine.model_runner import Runner
 from inferapi.engine.request import Request
-from inferapi.engine.sampler import Sampler
+from inferapi.engine.sampler import Sampled, Sampler
 from inferapi.engine.scheduler import Plan, Scheduler, Segment
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class EngineLoop:
     Args:
         decode: ids to text, special tokens left out.
         eos_token_ids: tokens that end an answer.
+        bytes_of: an id to the bytes of its token; by default those of its text.
+        vocabulary_tokens: how many tokens the model knows; ``None``: not known.
         now_s: the system's monotonic clock.
     """
 
@@ -56,6 +60,8 @@ class EngineLoop:
         *,
         decode: Decode,
         eos_token_ids: Collection[int],
+        bytes_of: BytesOf | None = None,
+        vocabulary_tokens: int | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
@@ -63,8 +69,10 @@ class EngineLoop:
         self._sampler = Sampler(eos_token_ids)
         self._decode = decode
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._bytes_of = bytes_of or (lambda token: decode([token]).encode())
+        self._vocabulary_tokens = vocabulary_tokens
         self._now_s = now_s
-        self._requests: dict[int, tuple[Request, Detokenizer]] = {}
+        self._answers: dict[int, Answer] = {}
         self._is_spoiled = False
 
     @property
@@ -92,66 +100,71 @@ class EngineLoop:
 
         Raises:
             QueueFull: too many wait already.
+            InvalidRequest: it names a token that the model does not know.
         """
+        self._require_known_tokens(request)
         self._scheduler.submit(request)
-        detokenizer = Detokenizer(self._decode, request.tokens, request.sampling.stop)
-        self._requests[request.request_id] = (request, detokenizer)
+        self._answers[request.request_id] = Answer(request, self._decode, self._bytes_of, self._eos_token_ids)
 
     def cancel(self, request_id: int) -> None:
         """Drop a request wherever it is; unknown ids are fine, they may have finished meanwhile."""
-        if request_id in self._requests:
-            self._drop(self._requests[request_id][0])
+        if request_id in self._answers:
+            self._drop(self._answers[request_id].request)
 
     def step(self) -> list[Output]:
         """One forward pass for everybody who runs; nothing when idle."""
         plan = self._scheduler.plan(self._now_s())
         if plan is None:
             return []
+        sampled: Sampled | None
         try:
             logits = self._runner.run(plan)
             sampling = [segment.request for segment in plan.segments if segment.samples]
-            tokens = self._sampler.sample(logits, sampling) if sampling else []
+            sampled = self._sampler.sample(logits, sampling) if sampling else Sampled([])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._is_spoiled |= _NO_PRIMITIVE in str(error)
             log.warning("a step found no memory: %s", str(error).partition("\n")[0])
-            tokens = None  # the error holds the tensors of the pass: it must be gone before the cache is emptied
-        return self._fail(plan) if tokens is None else self._advance(plan.segments, iter(tokens))
+            sampled = None  # the error holds the tensors of the pass: it must be gone before the cache is emptied
+        return self._fail(plan) if sampled is None else self._advance(plan.segments, sampled)
 
-    def _advance(self, segments: Sequence[Segment], tokens: Iterator[int]) -> list[Output]:
+    def _require_known_tokens(self, request: Request) -> None:
+        known = self._vocabulary_tokens
+        for token, _ in request.sampling.logit_bias:
+            if known is not None and not 0 <= token < known:
+                raise InvalidRequest(problem=f"logit_bias: there is no token {token}; the last one is {known - 1}.")
+
+    def _advance(self, segments: Sequence[Segment], sampled: Sampled) -> list[Output]:
         outputs = []
+        row = 0
         for segment in segments:
             request = segment.request
             samples = segment.samples
             self._scheduler.advance(segment)
             if samples:
-                chunk = self._accept(request, next(tokens))
-                if chunk.text or chunk.finish:
-                    outputs.append(Output(request.request_id, chunk))
+                item = self._accept(request, sampled.tokens[row], sampled.chances.get(row))
+                row += 1
+                if isinstance(item, InferapiError) or item.text or item.finish:
+                    outputs.append(Output(request.request_id, item))
         return outputs
 
-    def _accept(self, request: Request, token: int) -> Chunk:
-        """Append a sampled token, and end the request if it was its last."""
-        detokenizer = self._requests[request.request_id][1]
-        sampling = request.sampling
-        request.tokens.append(token)
+    def _accept(self, request: Request, token: int, chances: Chances | None) -> Chunk | InferapiError:
+        """Append a sampled token, and end the request if it was its last, or one that its constraint does not bear."""
+        answer = self._answers[request.request_id]
+        try:
+            text, reason = answer.add(token, chances)
+        except InvalidRequest as error:
+            self._drop(request)
+            return error
         if request.first_token_s is None:
             request.first_token_s = self._now_s()
-        if token in self._eos_token_ids and not sampling.ignore_eos:
-            text, reason = detokenizer.flush(), FinishReason.STOP
-        else:
-            text = detokenizer.push(token, may_stop=request.num_completion_tokens >= sampling.min_new_tokens)
-            if detokenizer.stopped:
-                reason = FinishReason.STOP
-            elif request.num_completion_tokens >= sampling.max_new_tokens:
-                text += detokenizer.flush()
-                reason = FinishReason.STOP if detokenizer.stopped else FinishReason.LENGTH
-            else:
-                return Chunk(text)
+        if reason is None:
+            return Chunk(text, tokens=answer.tell() if text else ())
         request.finish_reason = reason
         self._drop(request)
-        return Chunk(text, Finish(reason, request.usage(), request.timings(self._now_s())))
+        finish = Finish(reason, request.usage(), request.timings(self._now_s()))
+        return Chunk(text, finish, answer.tell())
 
     def _fail(self, plan: Plan) -> list[Output]:
         """Give up the requests whose pass found no memory: the newest prompts, or else all of it."""
@@ -168,7 +181,7 @@ class EngineLoop:
         self._release(request)
 
     def _release(self, request: Request) -> None:
-        del self._requests[request.request_id]
+        del self._answers[request.request_id]
         self._runner.release(request)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from llguidance.hf import from_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from inferapi.domain.errors import ModelInvalid
@@ -20,6 +21,8 @@ from inferapi.domain.model import PREFILL_CHUNK_TOKENS, DeviceKind, EngineFacts,
 from inferapi.domain.states import ModelState, Report
 from inferapi.engine.bitsandbytes_weights import bitsandbytes_config
 from inferapi.engine.block_pool import BlockPool
+from inferapi.engine.constraints import Constrainer
+from inferapi.engine.embedder import Embedder
 from inferapi.engine.fusing import fuse, packed_bytes, packed_products
 from inferapi.engine.kv_cache import BLOCK_TOKENS
 from inferapi.engine.load_progress import weights_reported
@@ -33,8 +36,11 @@ from inferapi.engine.process_memory import memory_bytes
 from inferapi.engine.prompt_encoder import PromptEncoder
 from inferapi.engine.scheduler import Scheduler
 from inferapi.engine.sequential_runner import SequentialRunner
+from inferapi.engine.tag_tokens import tag_tokens, with_tags
+from inferapi.engine.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
+    from llguidance import LLTokenizer
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _STEP_TOKENS = {DeviceKind.CPU: 128, DeviceKind.CUDA: 512}
@@ -45,10 +51,12 @@ _TOKENIZER_BYTES, _TOKENIZER_FILE_FACTOR = 32 * 1024**2, 32  # twice what SmolLM
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready: its step loop, its prompts, and what it became."""
+    """A model that is ready: its step loop, its prompts, its constraints, its vectors, and what it became."""
 
     loop: EngineLoop
     encoder: PromptEncoder
+    constrainer: Constrainer
+    embedder: Embedder
     facts: EngineFacts
     threads: int = 1
     use_threads: Callable[[int], None] = torch.set_num_threads
@@ -110,6 +118,7 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
         attention = str(model.config._attn_implementation)  # noqa: SLF001
         attention_reason = f"the model's class supports no faster kernel than {attention}"
     eos_token_ids = _eos_token_ids(model, tokenizer)  # before the sequential runner empties the generation config
+    own_attention = model.config._attn_implementation  # noqa: SLF001 - there is no public name for it
     runner: Runner
     paged: Paged | None
     try:
@@ -129,8 +138,18 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
     context_window = _context_window(model, tokenizer, pool, spec)
     scheduler = _scheduler(spec, model, paged, pool, context_window)
     report(ModelState.WARMING, weights_bytes, weights_bytes)
-    decode = _decoder(tokenizer)
-    loop = EngineLoop(scheduler, runner, decode=decode, eos_token_ids=eos_token_ids)
+    encoder = PromptEncoder(tokenizer, context_window)
+    tags = tag_tokens(tokenizer, encoder.facts.reasoning_tags)
+    decode = with_tags(_decoder(tokenizer), tags)
+    loop = EngineLoop(
+        scheduler,
+        runner,
+        decode=decode,
+        eos_token_ids=eos_token_ids,
+        bytes_of=TokenBytes(tokenizer).of,
+        vocabulary_tokens=getattr(model.config.get_text_config(decoder=True), "vocab_size", None),
+    )
+    embedder = Embedder(model, name=spec.model, folder=spec.path, attention=own_attention)
     taken_bytes = memory_bytes(spec.device)
     facts = EngineFacts(
         model=spec.model,
@@ -149,8 +168,14 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
         quantization=spec.quantization,
         kernels=kernels_name,
         kernels_reason=kernels_reason,
+        tool_format=encoder.facts.tool_format,
+        reasoning_tags=encoder.facts.reasoning_tags,
+        reasons_from_start=encoder.facts.reasons_from_start,
+        tag_tokens=tags,
+        embeds=not embedder.refusal,
     )
-    loaded = LoadedModel(loop, PromptEncoder(tokenizer, context_window), facts)
+    constrainer = Constrainer(partial(_grammar_tokenizer, spec.path, tokenizer, eos_token_ids))
+    loaded = LoadedModel(loop, encoder, constrainer, embedder, facts)
     if kernels is not None and paged and paged.is_native:
         return replace(loaded, use_threads=partial(_use_native_threads, kernels), waits_for_threads=False)
     return loaded
@@ -171,6 +196,20 @@ def _require_room_for_tokenizer(folder: str) -> None:
     file = Path(folder, "tokenizer.json")
     file_bytes = file.stat().st_size if file.is_file() else 0
     mmap.mmap(-1, _TOKENIZER_BYTES + _TOKENIZER_FILE_FACTOR * file_bytes).close()
+
+
+def _grammar_tokenizer(folder: str, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int]) -> LLTokenizer:
+    """The tokenizer as constraints need it; it takes as much memory again, in Rust.
+
+    Raises:
+        TypeError: it is none of the fast ones.
+        ValueError: it has no bytes for its tokens.
+    """
+    _require_room_for_tokenizer(folder)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TypeError(type(tokenizer).__name__)
+    ends = sorted(token for token in eos_token_ids if token < len(tokenizer))
+    return from_tokenizer(tokenizer, eos_token=ends or None)
 
 
 def _choose_attention(spec: EngineSpec) -> tuple[str, str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from inferapi.domain.generation import FinishReason, SamplingParams, Timings, Usage
+from inferapi.engine.matching import AnswerMatcher
 from inferapi.engine.prefix_cache import block_digest, salt_digest
-from inferapi.engine.seen_tokens import SeenTokens
+from inferapi.engine.seen_tokens import CountedTokens, SeenTokens
 
 
 class Phase(StrEnum):
@@ -28,6 +29,7 @@ class Request:
     Attributes:
         tokens: the prompt's token ids, then the generated ones.
         salt: whose request it is; keys and values are reused within one salt only.
+        matcher: how far the answer has come in its constraint, if it has one.
         num_computed_tokens: how many leading ``tokens`` have their keys and values in the cache.
         num_cached_tokens: how many of them were there already when the request began.
         slot: the place in the batch while running.
@@ -43,6 +45,7 @@ class Request:
     arrived_s: float
     dropped_turns: int = 0
     salt: str = ""
+    matcher: AnswerMatcher | None = None
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     slot: int | None = None
@@ -53,6 +56,7 @@ class Request:
     finish_reason: FinishReason | None = None
     random: random.Random = field(init=False)
     seen: SeenTokens = field(init=False, default_factory=SeenTokens)
+    counted: CountedTokens = field(init=False, default_factory=CountedTokens)
     _digests: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:

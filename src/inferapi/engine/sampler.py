@@ -2,8 +2,8 @@
 
 A row's token depends on its own logits, parameters and seed alone, never on who else is in the batch: a
 request draws one uniform number a token, and the token is where that number falls in the row's distribution
-(inverse transform sampling). Filters follow transformers' order: repetition penalty (Keskar et al. 2019,
-section 4.1), temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024).
+(inverse transform sampling). What a request asks to be done to its logits comes first, see ``adjustments.py``;
+then, in transformers' order, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024).
 
 Shapes: ``R`` rows, ``V`` vocabulary.
 """
@@ -11,92 +11,125 @@ Shapes: ``R`` rows, ``V`` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from inferapi.domain.generation import SamplingParams
+from inferapi.engine.adjustments import Adjustments, is_adjusted
+from inferapi.engine.chances import Chances, chances_of
 from inferapi.engine.draws import FromAll, FromFiltered, Workspace
+from inferapi.engine.matching import TokenMasks
 from inferapi.engine.request import Request
 
 _GREEDY_BELOW = 1e-5  # a division by less overflows; the likeliest token is what is meant
 
 _Draw = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_Way = type[FromAll | FromFiltered] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The next token of each row; and how likely it was, by row, where a request asked for that."""
+
+    tokens: list[int]
+    chances: dict[int, Chances] = field(default_factory=dict)
 
 
 class Sampler:
     """Chooses the next token of every row in a few passes over the rows that choose alike.
 
-    Who chooses alike is found out once, for as long as the same requests come.
+    Who chooses alike is found out once, for as long as the same requests come. Of a request it changes nothing but
+    what it draws from; where its constraint stands changes with the token's acceptance, see ``answer.py``.
     """
 
     def __init__(self, eos_token_ids: Collection[int]) -> None:
         self._eos_token_ids = sorted(eos_token_ids)
+        self._masks = TokenMasks()
         self._workspace = Workspace()
         self._requests: list[Request] = []
         self._groups: list[_Group] = []
 
     @torch.inference_mode()  # the logits are inference tensors
-    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[int]:
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> Sampled:
         """The next token of each request, from its row of ``logits`` ``[R, V]``."""
         if self._requests != requests:  # compares who they are, not what is in them
             self._requests = list(requests)
-            self._groups = _grouped(self._requests, logits.device)
+            self._groups = self._grouped(self._requests, logits.device)
         if len(self._groups) == 1:
             return self._choose(logits, self._groups[0])
         tokens = [0] * len(requests)
+        chances: dict[int, Chances] = {}
         for group in self._groups:
-            for row, token in zip(group.rows, self._choose(logits[group.rows], group), strict=True):
+            sampled = self._choose(logits[group.rows], group)
+            for row, token in zip(group.rows, sampled.tokens, strict=True):
                 tokens[row] = token
-        return tokens
+            chances |= {group.rows[row]: chance for row, chance in sampled.chances.items()}
+        return Sampled(tokens, chances)
 
-    def _choose(self, logits: torch.Tensor, group: _Group) -> list[int]:
+    def _choose(self, logits: torch.Tensor, group: _Group) -> Sampled:
         if group.takes_logits_as_they_are:
-            return likeliest(logits)
+            return Sampled(likeliest(logits))
         vocabulary = logits.shape[-1]
         logits = self._workspace.floats(logits)
-        if group.has_penalties:
-            penalize(logits, group.requests)
-        if group.has_minima:
-            self._forbid_ends(logits, group.requests)
+        group.adjustments.apply(logits)
+        told = logits[group.told] if group.told else None  # a copy: draws spoil what they are made from
         if group.draw is None:
-            return likeliest(logits)
-        draws = torch.tensor([r.random.random() for r in group.requests], dtype=torch.float64, device=logits.device)
-        tokens = group.draw(logits, draws, self._workspace.spare(len(logits)))
-        chosen: list[int] = tokens.clamp_(max=vocabulary - 1).tolist()  # where the logits are NaN, it may be padding
-        return chosen
+            tokens = likeliest(logits)
+        else:
+            draws = torch.tensor([r.random.random() for r in group.requests], dtype=torch.float64, device=logits.device)
+            drawn = group.draw(logits, draws, self._workspace.spare(len(logits)))
+            tokens = drawn.clamp_(max=vocabulary - 1).tolist()  # where the logits are NaN, it may be padding
+        if told is None:
+            return Sampled(tokens)
+        numbers = [group.requests[row].sampling.top_logprobs or 0 for row in group.told]
+        chances = chances_of(told, [tokens[row] for row in group.told], numbers)
+        return Sampled(tokens, dict(zip(group.told, chances, strict=True)))
 
-    def _forbid_ends(self, logits: torch.Tensor, requests: Sequence[Request]) -> None:
-        rows = [row for row, r in enumerate(requests) if r.num_completion_tokens < r.sampling.min_new_tokens]
-        if rows:
-            logits[torch.tensor(rows)[:, None], torch.tensor(self._eos_token_ids, dtype=torch.long)] = float("-inf")
+    def _grouped(self, requests: Sequence[Request], device: torch.device) -> list[_Group]:
+        rows_of: dict[tuple[_Way, bool, bool], list[int]] = {}
+        for row, request in enumerate(requests):
+            rows_of.setdefault(_kind(request), []).append(row)
+        groups = []
+        for (way, _, is_plain), rows in rows_of.items():
+            alike = [requests[row] for row in rows]
+            draw = way([request.sampling for request in alike], device) if way else None
+            adjustments = Adjustments(alike, self._eos_token_ids, self._masks)
+            groups.append(_Group(rows, alike, draw, adjustments, takes_logits_as_they_are=is_plain))
+        return groups
 
 
 class _Group:
-    """Requests of a batch that choose alike; ``rows`` are theirs. ``draw`` is none where the likeliest is taken."""
+    """Requests of a batch that choose alike; ``rows`` are theirs. ``draw`` is none where the likeliest is taken.
 
-    def __init__(self, rows: list[int], requests: list[Request], draw: _Draw | None) -> None:
+    ``told``: the places among them of those that want to know how likely their tokens are.
+    """
+
+    def __init__(
+        self,
+        rows: list[int],
+        requests: list[Request],
+        draw: _Draw | None,
+        adjustments: Adjustments,
+        *,
+        takes_logits_as_they_are: bool,
+    ) -> None:
         self.rows = rows
         self.requests = requests
         self.draw = draw
-        self.has_penalties = requests[0].sampling.repetition_penalty != 1.0
-        self.has_minima = any(request.sampling.min_new_tokens for request in requests)
-        self.takes_logits_as_they_are = draw is None and not self.has_penalties and not self.has_minima
+        self.adjustments = adjustments
+        self.takes_logits_as_they_are = takes_logits_as_they_are
+        self.told = [row for row, request in enumerate(requests) if request.sampling.top_logprobs is not None]
 
 
-def _grouped(requests: Sequence[Request], device: torch.device) -> list[_Group]:
-    rows_of: dict[tuple[type[FromAll | FromFiltered] | None, bool], list[int]] = {}
-    for row, request in enumerate(requests):
-        params = request.sampling
-        rows_of.setdefault((_way(params), params.repetition_penalty != 1.0), []).append(row)
-    groups = []
-    for (way, _), rows in rows_of.items():
-        alike = [requests[row] for row in rows]
-        groups.append(_Group(rows, alike, way([request.sampling for request in alike], device) if way else None))
-    return groups
+def _kind(request: Request) -> tuple[_Way, bool, bool]:
+    """The way that it chooses, whether it is constrained, and whether its logits are taken as they are."""
+    way, tells = _way(request.sampling), request.sampling.top_logprobs is not None
+    return way, request.matcher is not None, way is None and not tells and not is_adjusted(request)
 
 
-def _way(params: SamplingParams) -> type[FromAll | FromFiltered] | None:
+def _way(params: SamplingParams) -> _Way:
     if params.temperature < _GREEDY_BELOW:
         return None
     if params.top_k == 0 and params.top_p >= 1 and params.min_p <= 0:
@@ -122,17 +155,3 @@ def likeliest(logits: torch.Tensor) -> list[int]:
         logits = logits.float()
     tokens = logits.numpy().argmax(-1).tolist()
     return tokens
-
-
-def penalize(logits: torch.Tensor, requests: Sequence[Request]) -> None:
-    """Make the tokens that each request has seen less likely in its row of ``logits`` ``[R, V]``, in place."""
-    seen = [request.seen.follow(request.tokens) for request in requests]
-    counts = [len(ids) for ids in seen]
-    starts = np.arange(len(requests)) * logits.shape[-1]
-    penalties = np.asarray([request.sampling.repetition_penalty for request in requests], dtype=np.float32)
-    positions = torch.from_numpy(np.concatenate(seen) + np.repeat(starts, counts)).to(logits.device)
-    penalty = torch.from_numpy(np.repeat(penalties, counts)).to(logits.device)
-    flat = logits.view(-1)
-    # All are read before any is written: a token that was seen twice is penalized once.
-    scores = flat.index_select(0, positions)
-    flat.scatter_(0, positions, torch.where(scores < 0, scores * penalty, scores / penalty))

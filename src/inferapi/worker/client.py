@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import struct
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from inferapi.domain.errors import GenerationAborted, GenerationTimeout, InferapiError, ModelCrashed
-from inferapi.domain.generation import Chunk, GenerationRequest
+from inferapi.domain.generation import Chunk, EmbeddingRequest, Embeddings, GenerationRequest
 from inferapi.domain.model import EngineFacts, EngineLoad
 from inferapi.worker.client_connection import WorkerConnection
-from inferapi.worker.messages import Beat, Cancel, FromWorker, Generate, StepDone
+from inferapi.worker.messages import Beat, Cancel, Embed, Embedded, FromWorker, Generate, StepDone
 
 log = logging.getLogger(__name__)
 
@@ -22,25 +25,36 @@ EndWorker = Callable[[], Awaitable[object]]
 
 
 class _Answer:
-    """What came for one request and was not read yet."""
+    """What came for one request and was not read yet.
 
-    def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
+    Attributes:
+        timeout: what is put at the deadline.
+        is_over: the worker has nothing more to say to this request.
+    """
+
+    def __init__(self, event_loop: asyncio.AbstractEventLoop, timeout: GenerationTimeout) -> None:
         self._event_loop = event_loop
-        self._items: deque[Chunk | InferapiError] = deque()
+        self._items: deque[Chunk | Embedded | InferapiError] = deque()
         self._reader: asyncio.Future[None] | None = None
+        self.timeout = timeout
+        self.is_over = False
 
-    def put(self, item: Chunk | InferapiError) -> None:
+    def put(self, item: Chunk | Embedded | InferapiError) -> None:
         """Add to it."""
         self._items.append(item)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    async def get(self) -> Chunk | InferapiError:
-        """The next item; one reader at a time."""
+    async def get(self) -> Chunk | Embedded:
+        """The next item; one reader at a time. An error that was put is raised here."""
         if not self._items:
             self._reader = self._event_loop.create_future()
             await self._reader
-        return self._items.popleft()
+        item = self._items.popleft()
+        if isinstance(item, InferapiError):
+            self.is_over = item is not self.timeout
+            raise item
+        return item
 
 
 class WorkerEngine:
@@ -81,27 +95,45 @@ class WorkerEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
         """See ``TextEngine``."""
+        with self._asking(partial(Generate, request=request), request) as answer:
+            while not answer.is_over:
+                item = await answer.get()
+                if isinstance(item, Chunk):
+                    answer.is_over = item.finish is not None
+                    yield item
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See ``TextEngine``."""
+        vectors: list[tuple[float, ...]] = []
+        prompt_tokens = 0
+        with self._asking(partial(Embed, request=request), request) as answer:
+            while len(vectors) < len(request.texts):
+                item = await answer.get()
+                if isinstance(item, Embedded):
+                    vectors.append(struct.unpack(f"<{len(item.vector) // 4}f", item.vector))
+                    prompt_tokens += item.prompt_tokens
+            answer.is_over = True
+        return Embeddings(tuple(vectors), prompt_tokens)
+
+    @contextmanager
+    def _asking(
+        self, message: Callable[[int], Generate | Embed], request: GenerationRequest | EmbeddingRequest
+    ) -> Iterator[_Answer]:
+        """Send what is asked, made of its id, and hear what is answered until the end, the deadline or a cancel."""
         if self.is_closed:
             raise self._gone()
         request_id = next(self._ids)
         event_loop = asyncio.get_running_loop()
-        answer = self._answers[request_id] = _Answer(event_loop)
-        self._connection.send(Generate(request_id, request))
         timeout = GenerationTimeout(timeout_s=round(request.deadline_s - request.arrived_s, 3))
+        answer = self._answers[request_id] = _Answer(event_loop, timeout)
+        self._connection.send(message(request_id))
         timer = event_loop.call_at(request.deadline_s, answer.put, timeout)  # asyncio's clock is the same
-        finished = False
         try:
-            while not finished:
-                item = await answer.get()
-                if isinstance(item, InferapiError):
-                    finished = item is not timeout
-                    raise item
-                finished = item.finish is not None
-                yield item
+            yield answer
         finally:
             timer.cancel()
             del self._answers[request_id]
-            if not finished:
+            if not answer.is_over:
                 self._connection.send(Cancel(request_id))
 
     async def aclose(self) -> None:
@@ -124,6 +156,8 @@ class WorkerEngine:
                 self._deliver(request_id, chunk)
             for request_id, failure in message.failures:
                 self._deliver(request_id, failure.unpack())
+        elif isinstance(message, Embedded):
+            self._deliver(message.request_id, message)
         elif isinstance(message, Beat):
             self._memory_bytes = message.memory_bytes
         elif message is None:
@@ -132,7 +166,7 @@ class WorkerEngine:
             self._connection.abort()
             self._close()
 
-    def _deliver(self, request_id: int, item: Chunk | InferapiError) -> None:
+    def _deliver(self, request_id: int, item: Chunk | Embedded | InferapiError) -> None:
         answer = self._answers.get(request_id)
         if answer is not None:  # else it was cancelled meanwhile
             answer.put(item)

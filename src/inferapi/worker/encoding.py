@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from inferapi.domain.errors import GenerationTimeout, InferapiError, InvalidRequest, OutOfMemory
+from inferapi.engine.constraints import Constrainer
 from inferapi.engine.loop import Output, is_out_of_memory
+from inferapi.engine.matching import AnswerMatcher
 from inferapi.engine.prompt_encoder import PromptEncoder
 from inferapi.engine.request import Request
 from inferapi.worker.interruption import Interrupted, Interruptible
@@ -17,9 +19,13 @@ from inferapi.worker.messages import Generate
 
 log = logging.getLogger(__name__)
 
+_Encoded = tuple[list[int], int, AnswerMatcher | None]  # token ids, turns left out, and the constraint of the answer
+
 
 class PromptThread:
     """Prompts in, requests for the engine out; each ends at its deadline or its cancel, whatever its template does.
+
+    The constraint of an answer is compiled here too.
 
     Args:
         deliver: takes a result, in this thread.
@@ -27,9 +33,15 @@ class PromptThread:
     """
 
     def __init__(
-        self, encoder: PromptEncoder, *, deliver: Callable[[Request | Output], None], on_end: Callable[[], None]
+        self,
+        encoder: PromptEncoder,
+        constrainer: Constrainer,
+        *,
+        deliver: Callable[[Request | Output], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._encoder = encoder
+        self._constrainer = constrainer
         self._deliver = deliver
         self._on_end = on_end
         self._waiting: queue.SimpleQueue[Generate] = queue.SimpleQueue()
@@ -72,7 +84,7 @@ class PromptThread:
     def _encoded(self, message: Generate) -> Request | Output:
         request, encoder = message.request, self._encoder
         try:
-            tokens, dropped_turns = self._encode(message)
+            tokens, dropped_turns, matcher = self._encode(message)
             stop = (*request.sampling.stop, *encoder.stop_strings(request.prompt))
         except Interrupted:
             timeout_s = round(request.deadline_s - request.arrived_s, 3)
@@ -94,14 +106,18 @@ class PromptThread:
             arrived_s=request.arrived_s,
             dropped_turns=dropped_turns,
             salt=request.salt,
+            matcher=matcher,
         )
 
-    def _encode(self, message: Generate) -> tuple[list[int], int]:
+    def _encode(self, message: Generate) -> _Encoded:
         request = message.request
 
-        def encode() -> tuple[list[int], int]:
+        def encode() -> _Encoded:
             if message.request_id in self._cancelled:
                 raise Interrupted
-            return self._encoder.encode(request.prompt, request.sampling)
+            tokens, dropped_turns = self._encoder.encode(request.prompt, request.sampling)
+            constraint = request.sampling.constraint
+            matcher = None if constraint is None else self._constrainer.matcher(constraint)
+            return tokens, dropped_turns, matcher
 
         return self._interruptible.run(message.request_id, encode, request.deadline_s)

@@ -7,7 +7,7 @@ import struct
 import msgspec
 
 from inferapi.domain.errors import Fact, InferapiError, error_named
-from inferapi.domain.generation import Chunk, GenerationRequest
+from inferapi.domain.generation import Chunk, EmbeddingRequest, GenerationRequest
 from inferapi.domain.model import EngineFacts, EngineLoad, EngineSpec
 from inferapi.domain.states import ModelState
 
@@ -72,8 +72,15 @@ class Generate(Message, frozen=True):
     request: GenerationRequest
 
 
+class Embed(Message, frozen=True):
+    """Turn texts into vectors."""
+
+    request_id: int
+    request: EmbeddingRequest
+
+
 class Cancel(Message, frozen=True):
-    """Nobody reads this answer any more."""
+    """Nobody reads this answer, or waits for these vectors, any more."""
 
     request_id: int
 
@@ -131,10 +138,18 @@ class StepDone(Message, frozen=True):
     failures: list[tuple[int, Failure]]
 
 
+class Embedded(Message, frozen=True):
+    """The vector of a request's next text: float32, little-endian; and how many tokens the text has."""
+
+    request_id: int
+    vector: bytes
+    prompt_tokens: int
+
+
 ToForkServer = Fork | Kill
 FromForkServer = Forked | Exited
-ToWorker = Load | Generate | Cancel
-FromWorker = Beat | Progress | Loaded | LoadFailed | StepDone
+ToWorker = Load | Generate | Embed | Cancel
+FromWorker = Beat | Progress | Loaded | LoadFailed | StepDone | Embedded
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -1,7 +1,8 @@
 """A worker's life: load a model, run its step loop, answer messages, end when the socket does.
 
-Four threads. The pulse says that the process lives. The reader receives; cancels go straight to the step loop.
-The encoder renders and tokenizes prompts. The main thread loads, steps and sends.
+Five threads. The pulse says that the process lives. The reader receives; cancels go straight to the step loop.
+The encoder renders and tokenizes prompts, another one tokenizes texts to be embedded. The main thread loads, steps,
+embeds between steps, and sends.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ from inferapi.engine.model_loader import LoadedModel, load_model
 from inferapi.engine.request import Request
 from inferapi.engine.threads import ThreadGovernor, waited_for_cores_s
 from inferapi.worker.connection import Connection, ProgressSender
+from inferapi.worker.embedding import EmbeddingJob, EmbeddingTurns, TextThread
 from inferapi.worker.encoding import PromptThread
 from inferapi.worker.messages import (
     NO_MEMORY_STATUS,
     Cancel,
+    Embed,
+    Embedded,
     Failure,
     Generate,
     Load,
@@ -64,8 +68,10 @@ class Worker:
         self._model = model
         self._connection = connection
         self._now_s = now_s
-        self._inbox: queue.SimpleQueue[Request | Output | Cancel | None] = queue.SimpleQueue()
-        self._prompts = PromptThread(model.encoder, deliver=self._inbox.put, on_end=self._end)
+        self._inbox: queue.SimpleQueue[Request | EmbeddingJob | Output | Cancel | None] = queue.SimpleQueue()
+        self._prompts = PromptThread(model.encoder, model.constrainer, deliver=self._inbox.put, on_end=self._end)
+        self._texts = TextThread(model.encoder.encode_text, deliver=self._inbox.put, on_end=self._end)
+        self._embeddings = EmbeddingTurns(model.embedder.embed, most_encoding)
         self._encoding: set[int] = set()
         self._cancelled: set[int] = set()  # while still being encoded
         self._no_memory_s = float("-inf")  # when a step found no memory last
@@ -80,13 +86,15 @@ class Worker:
         """Start the threads beside the main one."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         self._prompts.start()
+        self._texts.start()
 
     def run(self) -> None:
         """Step until the socket ends, or until memory ran out a second time."""
         loop, governor = self._model.loop, self._governor
         while True:
             outputs: list[Output] = []
-            wait = loop.is_idle
+            was_idle = loop.is_idle
+            wait = was_idle and self._embeddings.is_idle
             while wait or not self._inbox.empty():
                 item = self._inbox.get()
                 if item is None:
@@ -97,8 +105,9 @@ class Worker:
                 wait = False
             outputs += loop.step()
             governor.observe()
-            if outputs or loop.is_idle:
+            if outputs or (loop.is_idle and not was_idle):
                 self._publish(outputs)
+            outputs += self._embed_next()
             if self._is_out_of_memory_again(outputs) or loop.is_spoiled:
                 self._connection.hang_up()  # now, so that no other request comes here
                 log.error("memory ran out, twice within %.0f s or for good: the process ends", _SECOND_WANT_S)
@@ -114,12 +123,13 @@ class Worker:
     def _end(self) -> None:
         self._inbox.put(None)
 
-    def _take(self, item: Request | Output | Cancel) -> list[Output]:
+    def _take(self, item: Request | EmbeddingJob | Output | Cancel) -> list[Output]:
         if isinstance(item, Cancel):
             if item.request_id in self._encoding:
                 self._cancelled.add(item.request_id)
             else:
                 self._model.loop.cancel(item.request_id)
+                self._embeddings.cancel(item.request_id)
             return []
         self._encoding.discard(item.request_id)
         if item.request_id in self._cancelled:
@@ -128,10 +138,23 @@ class Worker:
         if isinstance(item, Output):
             return [item]
         try:
-            self._model.loop.submit(item)
+            if isinstance(item, EmbeddingJob):
+                self._embeddings.submit(item)
+            else:
+                self._model.loop.submit(item)
         except InferapiError as error:
             return [Output(item.request_id, error)]
         return []
+
+    def _embed_next(self) -> list[Output]:
+        """Make one vector, if somebody waits for one: answers wait no longer than for one text."""
+        item = self._embeddings.step()
+        if isinstance(item, Embedded):
+            self._connection.send(item)
+        if not isinstance(item, Output):
+            return []
+        self._publish([item])
+        return [item]
 
     def _publish(self, outputs: list[Output]) -> None:
         chunks = [(output.request_id, output.item) for output in outputs if isinstance(output.item, Chunk)]
@@ -149,16 +172,19 @@ class Worker:
     def _read(self) -> None:
         try:
             while (message := self._connection.receive()) is not None:
-                if isinstance(message, Generate):
+                if isinstance(message, Generate | Embed):
                     waiting = len(self._encoding)
                     self._encoding.add(message.request_id)
-                    if waiting < self._most_encoding:
+                    if waiting >= self._most_encoding:
+                        self._inbox.put(Output(message.request_id, QueueFull(waiting=waiting)))
+                    elif isinstance(message, Generate):
                         self._prompts.put(message)
                     else:
-                        self._inbox.put(Output(message.request_id, QueueFull(waiting=waiting)))
+                        self._texts.put(message)
                 elif isinstance(message, Cancel):
                     self._inbox.put(message)  # first: what the encoder then has to say of it is of no interest
                     self._prompts.cancel(message.request_id)
+                    self._texts.cancel(message.request_id)
         finally:
             self._end()  # also when there was no memory for a message: a worker that hears nothing is none
 

@@ -227,7 +227,8 @@ def test_the_repetition_penalty_sees_tokens_that_were_not_computed_again(tiny, n
 
 def test_the_salt_of_a_client_s_request_comes_with_its_tokens(tiny) -> None:
     results: SimpleQueue = SimpleQueue()
-    thread = PromptThread(tiny("llama").model.encoder, deliver=results.put, on_end=lambda: None)
+    model = tiny("llama").model
+    thread = PromptThread(model.encoder, model.constrainer, deliver=results.put, on_end=lambda: None)
     now_s = time.monotonic()
     request = GenerationRequest(Prompt(text="Hello"), SamplingParams(), now_s, now_s + 60, salt="ann")
 

@@ -1,6 +1,7 @@
 """Downloads from the hub: what comes, going on after a break, and ending them."""
 
 import asyncio
+import json
 import sys
 
 import psutil
@@ -92,6 +93,18 @@ async def test_shards_come_from_the_index_and_nothing_else_that_is_large(hub, he
     assert reports[-1][0] == sum(
         (source / name).stat().st_size for name in ("tokenizer.json", "one.safetensors", "two.safetensors")
     )
+
+
+async def test_how_a_model_made_for_embedding_pools_comes_with_it_and_nothing_else_of_any_folder(hub, here, tmp_path):
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_lasttoken": True}
+    files = {"1_Pooling/config__json": pooling, "1_Pooling/other__json": {}, "onnx/config__json": {}}
+    hub.add(NAME, write_model(tmp_path / "source", **files))
+    repository = here.repository()
+    folder, _ = await fetch(repository)
+    come = {path.relative_to(folder).as_posix() for path in (here.cache / folder).rglob("*") if path.is_file()}
+    assert come == {"config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"}
+    assert json.loads((here.cache / folder / "1_Pooling" / "config.json").read_text()) == pooling
+    assert (await repository.profile(REF)).download_bytes == 0
 
 
 async def test_a_mirror_whose_listing_tells_neither_sizes_nor_hashes_will_do(hub, here, source):

@@ -17,6 +17,7 @@ CONTRACT = {  # design: the table of errors
     "UnsupportedMediaType": 415,
     "InvalidRequest": 422,
     "ModelNameInvalid": 422,
+    "EmbeddingsRefused": 422,
     "ContextWindowExceeded": 422,
     "BodyTooLarge": 413,
     "ModelNotFound": 404,

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import pytest
+from llguidance import LLTokenizer
 from tokenizers import Tokenizer, decoders, models
 
 from inferapi.domain.generation import SamplingParams
+from inferapi.engine.constraints import Constrainer
 from inferapi.engine.request import Request
 from native_kernels import compiled, kernels  # noqa: F401 - fixtures of this folder
 from tiny import byte_level_tokenizer, one_thread  # noqa: F401 - a fixture of this folder
@@ -28,6 +30,13 @@ def new_request() -> NewRequest:
 def byte_tokenizer() -> Tokenizer:
     """One token a byte: ids 0 to 255 in the order of the byte-level alphabet."""
     return byte_level_tokenizer()
+
+
+@pytest.fixture
+def constrainer(byte_tokenizer: Tokenizer) -> Constrainer:
+    """Of the byte-level tokenizer and an end token, 256."""
+    byte_tokenizer.add_special_tokens(["<|end|>"])
+    return Constrainer(lambda: LLTokenizer(byte_tokenizer.to_str(), eos_token=[256]))
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def random_logits(rows: int, vocabulary: int = VOCABULARY, seed: int = 0) -> tor
 
 
 def sample(logits: torch.Tensor, requests: Sequence[Request], eos: Sequence[int] = ()) -> list[int]:
-    return Sampler(eos).sample(logits.clone(), requests)
+    return Sampler(eos).sample(logits.clone(), requests).tokens
 
 
 def test_temperature_zero_takes_the_likeliest(new_request) -> None:
@@ -64,7 +64,7 @@ def test_logits_that_a_runner_made_in_inference_mode_can_be_changed(new_request,
         logits = torch.tensor([[1.0, 5.0, 4.0, 3.0]]).to(dtype)[:1]
     request = new_request(prompt=[1], repetition_penalty=2.0, min_new_tokens=1)
 
-    assert Sampler([2]).sample(logits, [request]) == [3]
+    assert Sampler([2]).sample(logits, [request]).tokens == [3]
 
 
 def test_ends_are_impossible_until_the_answer_is_long_enough(new_request) -> None:

@@ -56,7 +56,7 @@ def swept(logits: torch.Tensor, sampling: SamplingParams, draws: int = DRAWS) ->
         request = Request(number, [*PROMPT, *ANSWER], len(PROMPT), sampling, 0.0)
         request.random = OneDraw((number + 0.5) / draws)
         requests.append(request)
-    tokens = Sampler(EOS).sample(logits.expand(draws, -1).clone(), requests)
+    tokens = Sampler(EOS).sample(logits.expand(draws, -1).clone(), requests).tokens
     return torch.bincount(torch.tensor(tokens), minlength=logits.shape[0]) / draws
 
 

@@ -1,6 +1,7 @@
 """Tokens are those of the plain formulas, computed row by row in float64, whatever shortcuts the sampler takes."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -24,12 +25,16 @@ class OneDraw:
 
 
 def adjusted(logits: torch.Tensor, request: Request) -> torch.Tensor:
-    """A row ``[V]`` in float32 after the repetition penalty and the least length, one token after the other."""
+    """A row ``[V]`` in float32 after biases, penalties and the least length, one token after the other."""
     row, sampling = logits.float().clone(), request.sampling
+    for token, bias in sampling.logit_bias:
+        row[token] += bias
     for token in set(request.tokens):
         score = row[token]
         factor = torch.tensor(sampling.repetition_penalty)
         row[token] = score * factor if score < 0 else score / factor
+    for token, count in Counter(request.tokens[request.num_prompt_tokens :]).items():
+        row[token] -= torch.tensor(float(count)) * sampling.frequency_penalty + sampling.presence_penalty
     if request.num_completion_tokens < sampling.min_new_tokens:
         row[list(EOS)] = float("-inf")
     return row
@@ -63,6 +68,10 @@ def rows_of_requests(draw: st.DrawFn) -> tuple[int, list[dict], torch.dtype]:
             "top_p": st.sampled_from([1.0, 1.0, 0.5, 0.95]),
             "min_p": st.sampled_from([0.0, 0.0, 0.05]),
             "min_new_tokens": st.sampled_from([0, 0, 2]),
+            "presence_penalty": st.sampled_from([0.0, 0.0, 1.5, -0.5]),
+            "frequency_penalty": st.sampled_from([0.0, 0.0, 0.5, -2.0]),
+            "logit_bias": st.sampled_from([(), (), ((7, 100.0), (299, -100.0)), ((0, 2.5), (2, 4.0))]),
+            "top_logprobs": st.sampled_from([None, None, 0, 20]),
         }
     )
     return draw(st.integers(0, 10_000)), draw(st.lists(one, min_size=1, max_size=6)), draw(st.sampled_from(FLOATS))
@@ -93,7 +102,7 @@ def test_tokens_are_those_of_the_plain_formulas(case: tuple[int, list[dict], tor
             request.random = OneDraw(float(before + probabilities[nth] / 2))
             expected.append(int(ids[nth]))
 
-        chosen = sampler.sample(logits, requests)
+        chosen = sampler.sample(logits, requests).tokens
 
         assert chosen == expected
         for request, token in zip(requests, chosen, strict=True):
@@ -151,8 +160,8 @@ def test_a_token_is_the_same_alone_and_beside_any_others(
             for number, one in enumerate(params)
         ]
 
-    together = Sampler(EOS).sample(logits, fresh())
-    alone = [Sampler(EOS).sample(logits[[row]], [request])[0] for row, request in enumerate(fresh())]
+    together = Sampler(EOS).sample(logits, fresh()).tokens
+    alone = [Sampler(EOS).sample(logits[[row]], [request]).tokens[0] for row, request in enumerate(fresh())]
 
     assert together == alone
 
@@ -165,4 +174,4 @@ def test_a_sampler_serves_batches_of_any_size_and_vocabulary_one_after_the_other
         requests = [new_request(seed=number, temperature=1.0) for number in range(rows)]
         again = [new_request(seed=number, temperature=1.0) for number in range(rows)]
 
-        assert sampler.sample(logits, requests) == Sampler(EOS).sample(logits, again)
+        assert sampler.sample(logits, requests).tokens == Sampler(EOS).sample(logits, again).tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from itertools import pairwise
 
 import msgspec
@@ -12,14 +13,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import TIMINGS, make_facts, settle
-from inferapi.domain.errors import GenerationAborted, GenerationTimeout, ModelCrashed, QueueFull
-from inferapi.domain.generation import Chunk, Finish, FinishReason, GenerationRequest, Prompt, SamplingParams, Usage
+from inferapi.domain.errors import EmbeddingsRefused, GenerationAborted, GenerationTimeout, ModelCrashed, QueueFull
+from inferapi.domain.generation import (
+    Chunk,
+    EmbeddingRequest,
+    Embeddings,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    Prompt,
+    SamplingParams,
+    Usage,
+)
 from inferapi.domain.model import EngineLoad
 from inferapi.domain.states import ModelState
 from inferapi.worker.client import WorkerEngine
 from inferapi.worker.client_connection import WorkerConnection
 from inferapi.worker.heartbeat import Heartbeat
-from inferapi.worker.messages import Beat, Cancel, Failure, Generate, Progress, StepDone, ToWorker, frame
+from inferapi.worker.messages import (
+    Beat,
+    Cancel,
+    Embed,
+    Embedded,
+    Failure,
+    Generate,
+    Progress,
+    StepDone,
+    ToWorker,
+    frame,
+)
 
 FINISH = Finish(FinishReason.STOP, Usage(1, 2), TIMINGS)
 MESSAGES = [
@@ -81,6 +103,15 @@ def engine(ends):
 def asking(within_s: float = 60.0) -> GenerationRequest:
     now_s = asyncio.get_running_loop().time()
     return GenerationRequest(Prompt(text="Hi"), SamplingParams(), now_s, now_s + within_s)
+
+
+def embedding(*texts: str, within_s: float = 60.0) -> EmbeddingRequest:
+    now_s = asyncio.get_running_loop().time()
+    return EmbeddingRequest(texts, now_s, now_s + within_s)
+
+
+def embedded(request_id: int, *vector: float, tokens: int = 1) -> Embedded:
+    return Embedded(request_id, struct.pack(f"<{len(vector)}f", *vector), tokens)
 
 
 async def read(answer) -> list[Chunk]:
@@ -201,3 +232,75 @@ async def test_an_engine_that_is_closed_ends_its_answers_and_takes_no_more(engin
         await answer
     with pytest.raises(GenerationAborted):
         await read(engine.generate(asking()))
+
+
+async def test_vectors_come_in_the_order_of_their_texts_beside_those_of_others(engine) -> None:
+    engine, worker = engine
+    first, second = (asyncio.create_task(engine.embed(embedding(*texts))) for texts in (("a", "b"), ("c",)))
+    asked = await worker.hears()
+    one, two = (message.request_id for message in asked)
+    await worker.says(
+        embedded(one, 0.5, -0.25, tokens=3), embedded(two, 1.0, 0.0), embedded(99, 9.0), embedded(one, 0.0, 1.0)
+    )
+    assert [type(message) for message in asked] == [Embed, Embed]
+    assert [message.request.texts for message in asked] == [("a", "b"), ("c",)]
+    assert await first == Embeddings(((0.5, -0.25), (0.0, 1.0)), 4)
+    assert await second == Embeddings(((1.0, 0.0),), 1)
+    with pytest.raises(BlockingIOError):  # nothing is cancelled that is done
+        await worker.hears()
+
+
+async def test_vectors_and_answers_do_not_disturb_each_other(engine) -> None:
+    engine, worker = engine
+    answer = asyncio.create_task(read(engine.generate(asking())))
+    vectors = asyncio.create_task(engine.embed(embedding("a")))
+    said, asked = await worker.hears()
+    await worker.says(
+        StepDone(EngineLoad(1), [(said.request_id, Chunk("a"))], []),
+        embedded(asked.request_id, 1.0),
+        StepDone(EngineLoad(), [(said.request_id, Chunk("b", FINISH))], []),
+    )
+    assert [chunk.text for chunk in await answer] == ["a", "b"]
+    assert await vectors == Embeddings(((1.0,),), 1)
+
+
+async def test_a_failure_is_raised_where_vectors_are_awaited_even_after_some_came(engine) -> None:
+    engine, worker = engine
+    vectors = asyncio.create_task(engine.embed(embedding("a", "b")))
+    (asked,) = await worker.hears()
+    refusal = Failure.of(EmbeddingsRefused(model="gpt2", reason="it overflows"))
+    await worker.says(embedded(asked.request_id, 1.0), StepDone(EngineLoad(), [], [(asked.request_id, refusal)]))
+    with pytest.raises(EmbeddingsRefused, match="it overflows"):
+        await vectors
+
+
+async def test_vectors_that_nobody_waits_for_are_cancelled(engine) -> None:
+    engine, worker = engine
+    vectors = asyncio.create_task(engine.embed(embedding("a", "b")))
+    (asked,) = await worker.hears()
+    await worker.says(embedded(asked.request_id, 1.0))
+    vectors.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await vectors
+    assert await worker.hears() == [Cancel(asked.request_id)]
+
+
+async def test_vectors_are_given_up_at_their_deadline_and_cancelled(engine, loop_time) -> None:
+    engine, worker = engine
+    vectors = asyncio.create_task(engine.embed(embedding("a", within_s=30.0)))
+    (asked,) = await worker.hears()
+    await loop_time(31.0)
+    with pytest.raises(GenerationTimeout):
+        await vectors
+    assert await worker.hears() == [Cancel(asked.request_id)]
+
+
+async def test_who_waits_for_vectors_is_told_of_a_crash_and_of_the_end(engine) -> None:
+    engine, worker = engine
+    vectors = asyncio.create_task(engine.embed(embedding("a")))
+    await worker.hears()
+    worker.sock.close()
+    with pytest.raises(ModelCrashed):
+        await vectors
+    with pytest.raises(ModelCrashed):
+        await engine.embed(embedding("a"))

@@ -10,14 +10,21 @@ import pytest
 
 from fakes import TIMINGS, make_facts
 from inferapi.domain.chat import Message as ChatMessage
+from inferapi.domain.chat import ToolCall
 from inferapi.domain.errors import GenerationTimeout, InsufficientMemory, leaves
 from inferapi.domain.generation import (
+    ChosenToken,
     Chunk,
+    Constraint,
+    ConstraintKind,
+    EmbeddingRequest,
     Finish,
     FinishReason,
     GenerationRequest,
     Prompt,
     SamplingParams,
+    TokenChance,
+    Tool,
     Usage,
 )
 from inferapi.domain.model import DeviceKind, EngineLoad, EngineSpec
@@ -27,6 +34,8 @@ from inferapi.worker.messages import (
     HEADER_BYTES,
     Beat,
     Cancel,
+    Embed,
+    Embedded,
     Exited,
     Failure,
     Fork,
@@ -66,6 +75,26 @@ CHAT = GenerationRequest(
     312.5,
     affinity="s1",
 )
+TOOLS = GenerationRequest(
+    Prompt(
+        messages=(
+            ChatMessage("user", "Hi", name="Ann"),
+            ChatMessage("assistant", "", tool_calls=(ToolCall("call_1", "weather", '{"city": "Köln"}'),)),
+            ChatMessage("tool", "Rain", tool_call_id="call_1"),
+        ),
+        tools=(Tool("weather", "Tells the weather.", "{}"),),
+    ),
+    SamplingParams(
+        presence_penalty=-2.0,
+        frequency_penalty=0.5,
+        logit_bias=((0, -100.0), (2**31, 1.5)),
+        top_logprobs=0,
+        constraint=Constraint(ConstraintKind.GRAMMAR, "start: /a/"),
+    ),
+    12.5,
+    312.5,
+)
+CHOSEN = ChosenToken(TokenChance(7, "\ufffd", b"\xc3", -0.25), (TokenChance(8, "é", "é".encode(), -0.125),))
 SPEC = EngineSpec("org/name@v1", "/models/é", DeviceKind.CUDA, 2, "bfloat16", 4096, 32, 64, threads=3)
 FINISH = Finish(FinishReason.LENGTH, Usage(10, 20, 1), TIMINGS)
 STEP = StepDone(
@@ -83,13 +112,18 @@ SENT = [
     (ToWorker, Generate(1, TEXT)),
     (ToWorker, Generate(2, CHAT)),
     (ToWorker, Generate(3, dataclasses.replace(CHAT, sampling=SamplingParams(seed=-(2**63))))),
+    (ToWorker, Generate(5, TOOLS)),
+    (ToWorker, Embed(6, EmbeddingRequest(("é\n", ""), 12.5, 312.5))),
     (ToWorker, Cancel(4)),
     (FromWorker, Beat(2**40)),
     (FromWorker, Progress(ModelState.WARMING, 0, 2**40)),
     (FromWorker, Loaded(make_facts())),
+    (FromWorker, Loaded(make_facts(tool_format="hermes", reasoning_tags=("<think>", "</think>"), embeds=False))),
     (FromWorker, LoadFailed(Failure.of(GenerationTimeout(timeout_s=0.5)))),
     (FromWorker, STEP),
     (FromWorker, StepDone(EngineLoad(), [], [])),
+    (FromWorker, StepDone(EngineLoad(), [(1, Chunk("é", tokens=(CHOSEN,)))], [])),
+    (FromWorker, Embedded(6, bytes(range(256)), 3)),
 ]
 
 

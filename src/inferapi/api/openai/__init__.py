@@ -1,0 +1,1 @@
+"""The routes under ``/v1``: OpenAI's API, for clients that speak it."""

@@ -1,0 +1,94 @@
+"""What the answers of all routes under ``/v1`` have in common: their heads, usage, and how they are sent."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from inferapi.api.disconnect import until_disconnect
+from inferapi.api.event_pump import Events
+from inferapi.api.sse import EventStream, json_response
+from inferapi.application.answer_parts import Choice, Completed, Part, Started, collected
+from inferapi.application.answer_room import AnswerItem
+from inferapi.domain.generation import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every object of an answer begins with.
+
+    Attributes:
+        warnings: parameters that were ignored, told once.
+    """
+
+    answer_id: str
+    created_s: int
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def new(cls, kind: str, warnings: tuple[str, ...] = ()) -> Head:
+        """Of an answer that begins now; ``kind`` is what its id starts with."""
+        return cls(f"{kind}-{secrets.token_hex(16)}", int(time.time()), warnings)
+
+    def object(self, kind: str, model: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """An object with these choices."""
+        return {"id": self.answer_id, "object": kind, "created": self.created_s, "model": model, "choices": choices}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that has come to its end."""
+
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+
+async def answered(
+    request: Request,
+    items: AsyncGenerator[AnswerItem],
+    events: Events[AnswerItem],
+    reply: Callable[[Answer], dict[str, Any]],
+    *,
+    stream: bool,
+) -> Response:
+    """The items as events, or all of them as one ``reply``.
+
+    Raises:
+        InferapiError: the answer failed; in a stream, only before its first event.
+        ClientDisconnect: the client left.
+    """
+    if stream:
+        return await EventStream.start(request, items, events)
+    return json_response(reply(await until_disconnect(request, _whole(items))))
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """The tokens, as OpenAI counts them."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+async def _whole(items: AsyncGenerator[AnswerItem]) -> Answer:
+    model, usage = "", Usage(0, 0)
+    parts: list[Part] = []
+    async with aclosing(items):
+        async for item in items:
+            if isinstance(item, Part):
+                parts.append(item)
+            elif isinstance(item, Started):
+                model = item.model
+            elif isinstance(item, Completed):
+                usage = item.usage
+    return Answer(model, collected(parts), usage)

@@ -1,0 +1,83 @@
+"""Tools that a model may call, and which of them it calls."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from inferapi.api.openai.schema import Identifier, JsonText
+from inferapi.api.openai.strictness import OpenAiBody
+from inferapi.application import tool_choice
+from inferapi.application.tool_choice import ToolChoice
+from inferapi.domain.generation import Tool
+
+MAX_TOOLS = 128
+_NO_PARAMETERS = '{"type":"object","properties":{}}'
+
+Description = Annotated[str, StringConstraints(max_length=16_384)]
+
+
+class FunctionBody(OpenAiBody):
+    """A function that the model may ask to be called."""
+
+    name: Identifier
+    description: Description | None = None
+    parameters: JsonText | None = Field(None, description="A JSON schema of the arguments. Without one: none.")
+    strict: bool | None = Field(
+        None, description="The arguments keep to the schema: under tool_choice required, or of a named function, only."
+    )
+
+
+class ToolBody(OpenAiBody):
+    """A tool. Only functions are taken."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+    def tool(self) -> Tool:
+        """The tool."""
+        function = self.function
+        return Tool(function.name, function.description or "", function.parameters or _NO_PARAMETERS)
+
+
+class NamedFunction(OpenAiBody):
+    """A function by its name."""
+
+    name: Identifier
+
+
+class NamedTool(OpenAiBody):
+    """A tool by its name: this one is called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ToolChoiceBody(OpenAiBody):
+    """Whether tools are called, and which."""
+
+    type: Literal["none", "auto", "required", "function"]
+    function: NamedFunction | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.function is not None) != (self.type == "function"):
+            raise ValueError("a function is named where the type is function, and nowhere else")
+        return self
+
+    def choice(self) -> ToolChoice:
+        """The choice."""
+        if self.function is not None:
+            return ToolChoice.named(self.function.name)
+        words = {"none": tool_choice.NONE, "auto": tool_choice.AUTO, "required": tool_choice.REQUIRED}
+        return words[self.type]
+
+
+def _as_object(choice: Any) -> Any:
+    return {"type": choice} if isinstance(choice, str) and choice != "function" else choice
+
+
+ToolChoiceField = Annotated[
+    ToolChoiceBody, BeforeValidator(_as_object, json_schema_input_type=Literal["none", "auto", "required"] | NamedTool)
+]

@@ -1,0 +1,41 @@
+"""Texts become vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inferapi.application.lifecycle import ModelLifecycle
+from inferapi.domain.generation import EmbeddingRequest, Embeddings
+from inferapi.domain.model import ModelRef
+from inferapi.domain.ports import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vectors, and which model made them."""
+
+    model: str
+    embeddings: Embeddings
+
+
+class Embedding:
+    """Embeds texts with the model that is named or the current one, within the request deadline."""
+
+    def __init__(self, lifecycle: ModelLifecycle, clock: Clock, request_timeout_s: float) -> None:
+        self._lifecycle = lifecycle
+        self._clock = clock
+        self._request_timeout_s = request_timeout_s
+
+    async def embed(self, texts: Sequence[str], *, model: ModelRef | None = None) -> Embedded:
+        """A vector of length 1 for each text, in order. Cancelling drops the work.
+
+        Raises:
+            EmbeddingsRefused: the model cannot.
+            GenerationFailed, WrongState, ModelUnavailable, InvalidInput: as ``ModelLifecycle.lease`` and
+                ``TextEngine.embed`` raise them.
+        """
+        arrived_s = self._clock.monotonic_s()
+        request = EmbeddingRequest(tuple(texts), arrived_s, arrived_s + self._request_timeout_s)
+        async with self._lifecycle.lease(model) as engine:
+            return Embedded(engine.facts.model, await engine.embed(request))

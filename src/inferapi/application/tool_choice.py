@@ -1,0 +1,93 @@
+"""Which tools a model may, must or must not call, and what its answer must look like for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Self
+
+from inferapi.application.answer_grammar import MOST_CALLS, AnswerGrammar
+from inferapi.application.tool_calls import TOOL_FORMATS
+from inferapi.domain.errors import InvalidRequest
+from inferapi.domain.generation import ConstraintKind, SamplingParams, Tool
+from inferapi.domain.model import EngineFacts
+
+
+class ToolChoiceKind(StrEnum):
+    """What a client may say about calls."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+    NAMED = "named"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether there are calls: as the model likes, never, at least one, or of the tool called ``name``."""
+
+    kind: ToolChoiceKind = ToolChoiceKind.AUTO
+    name: str | None = None
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """A call of this tool and of no other."""
+        return cls(ToolChoiceKind.NAMED, name)
+
+    @property
+    def is_forced(self) -> bool:
+        """The answer must be calls."""
+        return self.kind in {ToolChoiceKind.REQUIRED, ToolChoiceKind.NAMED}
+
+
+AUTO = ToolChoice()
+NONE = ToolChoice(ToolChoiceKind.NONE)
+REQUIRED = ToolChoice(ToolChoiceKind.REQUIRED)
+
+
+def offered(tools: Sequence[Tool], choice: ToolChoice, facts: EngineFacts) -> tuple[Tool, ...]:
+    """The tools that the model is told of.
+
+    Raises:
+        InvalidRequest: there are none to choose from, or the model does not know how to call any.
+    """
+    if choice.is_forced and not tools:
+        raise InvalidRequest(problem="tool_choice: it asks for a call, and there are no tools")
+    if choice.name is not None and choice.name not in {tool.name for tool in tools}:
+        raise InvalidRequest(problem="tool_choice: it names a function that is not among the tools")
+    if not tools or choice.kind is ToolChoiceKind.NONE:
+        return ()
+    if facts.tool_format not in TOOL_FORMATS:
+        raise InvalidRequest(
+            problem=f"tools: the chat template of model {facts.model} knows none, "
+            "or writes calls in a way that is not known here"
+        )
+    return tuple(tools)
+
+
+def constrained(
+    sampling: SamplingParams, tools: Sequence[Tool], choice: ToolChoice, facts: EngineFacts, *, is_parallel: bool
+) -> SamplingParams:
+    """The sampling that makes the answer what was asked for: calls, a value, or whatever the model likes.
+
+    Where calls are forced there is no text that a response format could be about. Reasoning goes before either.
+
+    Raises:
+        InvalidRequest: a response format beside tools that the model is free to call; a schema that is none.
+    """
+    wanted = sampling.constraint
+    if choice.is_forced:
+        callable_tools = [tool for tool in tools if choice.name in {None, tool.name}]
+        calls = AnswerGrammar(facts).calls(callable_tools, most=MOST_CALLS if is_parallel else 1)
+        return replace(sampling, constraint=calls)
+    if wanted is None:
+        return sampling
+    if tools:
+        raise InvalidRequest(
+            problem="response_format: it cannot be kept where the model is free to call tools; "
+            "leave one of them out, or set tool_choice to none or required"
+        )
+    if wanted.kind is ConstraintKind.JSON_SCHEMA and facts.reasoning_tags is not None:
+        return replace(sampling, constraint=AnswerGrammar(facts).value(wanted.definition))
+    return sampling

@@ -1,0 +1,148 @@
+"""Texts on their way to vectors: tokenized in a thread, then computed one at a time, between the steps of the loop."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory, QueueFull
+from inferapi.engine.loop import Output, is_out_of_memory
+from inferapi.worker.messages import Embed, Embedded
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingJob:
+    """The texts of a request that are no vectors yet, as token ids, the next one first."""
+
+    request_id: int
+    texts: deque[list[int]]
+
+
+class TextThread:
+    """Requests in, jobs out, in order: a long text delays no step.
+
+    Args:
+        encode: a text to token ids.
+        deliver: takes a result, in this thread.
+        on_end: told should the thread ever end: nothing would be encoded any more.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str], list[int]],
+        *,
+        deliver: Callable[[EmbeddingJob | Output], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._encode = encode
+        self._deliver = deliver
+        self._on_end = on_end
+        self._waiting: queue.SimpleQueue[Embed] = queue.SimpleQueue()
+        self._pending: set[int] = set()
+        self._cancelled: set[int] = set()
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._run, name="texts", daemon=True).start()
+
+    def put(self, message: Embed) -> None:
+        """Encode its texts when their turn comes; for the reader thread."""
+        self._pending.add(message.request_id)
+        self._waiting.put(message)
+
+    def cancel(self, request_id: int) -> None:
+        """Nobody waits for them any more; for the reader thread. A result comes all the same, at the next text."""
+        if request_id in self._pending:
+            self._cancelled.add(request_id)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                message = self._waiting.get()
+                self._deliver(self._encoded(message))
+                self._pending.discard(message.request_id)
+                self._cancelled.discard(message.request_id)
+        except BaseException:
+            log.exception("the thread for texts ended")
+            raise
+        finally:
+            self._on_end()
+
+    def _encoded(self, message: Embed) -> EmbeddingJob | Output:
+        job = EmbeddingJob(message.request_id, deque())
+        try:
+            for text in message.request.texts:
+                if message.request_id in self._cancelled:
+                    break
+                job.texts.append(self._encode(text))
+        except InferapiError as error:
+            return Output(message.request_id, error)
+        except BaseException as error:  # one odd text must not end the thread of all; a panic in Rust is no Exception
+            if is_out_of_memory(error):
+                log.warning("no memory to encode a text: %s", error)
+                return Output(message.request_id, OutOfMemory())
+            log.exception("a text could not be encoded")
+            return Output(message.request_id, InvalidRequest(problem="The model's tokenizer cannot encode this text."))
+        return job
+
+
+class EmbeddingTurns:
+    """Whose text is computed next: one of each request in turn, so that many texts hold up nobody's few.
+
+    For the main thread.
+
+    Args:
+        embed: token ids to a vector.
+        most_waiting: requests that may wait.
+    """
+
+    def __init__(self, embed: Callable[[Sequence[int]], list[float]], most_waiting: int) -> None:
+        self._embed = embed
+        self._most_waiting = most_waiting
+        self._jobs: deque[EmbeddingJob] = deque()
+
+    @property
+    def is_idle(self) -> bool:
+        """No text waits."""
+        return not self._jobs
+
+    def submit(self, job: EmbeddingJob) -> None:
+        """Queue a job.
+
+        Raises:
+            QueueFull: too many wait already.
+        """
+        if len(self._jobs) >= self._most_waiting:
+            raise QueueFull(waiting=len(self._jobs))
+        if job.texts:
+            self._jobs.append(job)
+
+    def cancel(self, request_id: int) -> None:
+        """Drop what is left of a job; unknown ids are fine, it may be done."""
+        self._jobs = deque(job for job in self._jobs if job.request_id != request_id)
+
+    def step(self) -> Embedded | Output | None:
+        """Compute one text: its vector, or why its request fails; ``None`` when idle."""
+        if not self._jobs:
+            return None
+        job = self._jobs.popleft()
+        tokens = job.texts.popleft()
+        try:
+            vector = self._embed(tokens)
+        except InferapiError as error:
+            return Output(job.request_id, error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("a text found no memory: %s", str(error).partition("\n")[0])
+            return Output(job.request_id, OutOfMemory())
+        if job.texts:
+            self._jobs.append(job)
+        return Embedded(job.request_id, struct.pack(f"<{len(vector)}f", *vector), len(tokens))
