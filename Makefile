@@ -92,5 +92,5 @@ format: setup ## Format the code.
 	$(BIN)/ruff format .
 
 .PHONY: clean
-clean: ## Remove what the other targets made, except the models.
+clean: ## Remove what the other targets made, except the models and the environments of `make bench` (.bench).
 	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist

@@ -150,7 +150,7 @@ KV_BLOCK_TOKENS = 64
 PREFILL_CHUNK_TOKENS = {DeviceKind.CPU: 512, DeviceKind.CUDA: 2048}
 """The most prompt tokens that one step computes."""
 
-TAPE_TOKENS = (1, 2, 4, 8, 16, 32, 64)
+TAPE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Numbers of tokens that native steps are written down for; the last is the most that one computes."""
 
 MOST_TAPE_OUTPUTS = 33

@@ -27,7 +27,7 @@ from inferapi.engine.fusing import fuse, packed_bytes, packed_products
 from inferapi.engine.kv_cache import BLOCK_TOKENS
 from inferapi.engine.load_progress import weights_reported
 from inferapi.engine.loop import EngineLoop, is_out_of_memory
-from inferapi.engine.model_runner import NATIVE_STEP_TOKENS, Runner
+from inferapi.engine.model_runner import NATIVE_CHUNK_TOKENS, NATIVE_STEP_TOKENS, Runner
 from inferapi.engine.native.kernels import Kernels, load_kernels
 from inferapi.engine.native.library import NoKernelsError
 from inferapi.engine.packing import can_pack, largest_list, module_bytes, pack_linears
@@ -301,9 +301,10 @@ def _scheduler(
             pool=None,
         )
     step_tokens, idle_step_tokens = _STEP_TOKENS[spec.device], PREFILL_CHUNK_TOKENS[spec.device]
-    costly_context_tokens = None
+    chunk_tokens = costly_context_tokens = None
     if paged.is_native:
         step_tokens = idle_step_tokens = NATIVE_STEP_TOKENS
+        chunk_tokens = NATIVE_CHUNK_TOKENS
         if paged.attention_products:
             costly_context_tokens = _ATTENTION_RATE * packed_products(model) / paged.attention_products
     return Scheduler(
@@ -312,6 +313,7 @@ def _scheduler(
         step_tokens=step_tokens,
         idle_step_tokens=idle_step_tokens,
         pool=pool,
+        chunk_tokens=chunk_tokens,
         costly_context_tokens=costly_context_tokens,
     )
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NATIVE_STEP_TOKENS = TAPE_TOKENS[-1]
-"""What the native kernels compute in a step: they are as fast a token as with many more, and a step is soon over."""
+NATIVE_STEP_TOKENS, NATIVE_CHUNK_TOKENS = TAPE_TOKENS[-1], TAPE_TOKENS[-2]
+"""What the native kernels compute in a step, of prompts that end in it and of others: with more tokens they are hardly
+faster, and a step is soon over."""
 
 
 class Runner(Protocol):

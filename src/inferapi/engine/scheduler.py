@@ -59,6 +59,8 @@ class Scheduler:
         step_tokens: tokens computed in a step while some decode, theirs included: bounds how long they wait. Prompts
             get a quarter of it at the least, however many decode.
         idle_step_tokens: the same while nobody decodes.
+        chunk_tokens: the same for a prompt that does not end in the step: others may come meanwhile, and wait for its
+            end. ``None``: no less.
         costly_context_tokens: behind so many tokens another one costs twice what the first of a prompt does, since it
             looks at all of them; steps are as much shorter, to be over as soon. ``None``: it makes no difference.
         pool: the KV blocks; ``None`` where the model keeps its own cache.
@@ -72,11 +74,13 @@ class Scheduler:
         step_tokens: int,
         idle_step_tokens: int,
         pool: BlockPool | None,
+        chunk_tokens: int | None = None,
         costly_context_tokens: float | None = None,
     ) -> None:
         self._max_waiting = max_waiting
         self._step_tokens = step_tokens
         self._idle_step_tokens = idle_step_tokens
+        self._chunk_tokens = chunk_tokens
         self._costly_context_tokens = costly_context_tokens
         self._pool = pool
         self._free_slots = list(range(max_slots - 1, -1, -1))
@@ -135,23 +139,31 @@ class Scheduler:
 
         A quarter is the oldest prompt's, so that it is not overtaken for ever.
         """
-        budget = float(self._idle_step_tokens)
-        if num_decodes:
-            budget = max(self._step_tokens - num_decodes, self._step_tokens // _LEAST_SHARE)
+        most = self._step_tokens if num_decodes else self._idle_step_tokens
+        budget = self._left(most, num_decodes)
+        chunk_budget = self._left(min(self._chunk_tokens or most, most), num_decodes)
         waiting = [request for request in self._running if request.phase is Phase.PREFILL]
-        kept = min(budget // _LEAST_SHARE, self._cost(waiting[0])) if waiting else 0
+        kept = share = min(chunk_budget // _LEAST_SHARE, self._cost(waiting[0])) if waiting else 0
         prefills: list[Segment] = []
         moves: list[Moves] = []
         for request in sorted(waiting, key=lambda request: request.num_uncomputed_tokens):
+            room, chunk_room = budget - kept, chunk_budget - kept
             if request is waiting[0]:
-                kept = 0
-            if budget - kept >= 1:
-                if not request.blocks:
-                    moves.append(self._adopt_blocks(request))
-                segment = self._chunk(request, budget - kept)
-                prefills.append(segment)
-                budget -= self._cost(request, segment.length)
+                kept, room, chunk_room = 0, budget, max(chunk_budget, share)
+            if chunk_room < 1 and self._cost(request) > room:
+                continue
+            if not request.blocks:
+                moves.append(self._adopt_blocks(request))
+            segment = self._chunk(request, room if self._cost(request) <= room else min(chunk_room, room))
+            prefills.append(segment)
+            cost = self._cost(request, segment.length)
+            budget, chunk_budget = budget - cost, chunk_budget - cost
         return prefills, moves
+
+    @staticmethod
+    def _left(tokens: int, num_decodes: int) -> float:
+        """For prompts, beside so many that decode."""
+        return float(max(tokens - num_decodes, tokens // _LEAST_SHARE) if num_decodes else tokens)
 
     def _chunk(self, request: Request, budget: float) -> Segment:
         """As much of a prompt as a budget pays for, one token at the least."""

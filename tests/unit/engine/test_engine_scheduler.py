@@ -18,6 +18,7 @@ def scheduler_of(
     idle_chunk: int = 16,
     blocks: int | None = 64,
     costly_context: float | None = None,
+    unfinished: int | None = None,
 ) -> Scheduler:
     return Scheduler(
         max_slots=slots,
@@ -25,6 +26,7 @@ def scheduler_of(
         step_tokens=chunk,
         idle_step_tokens=idle_chunk,
         pool=BlockPool(blocks, BLOCK_TOKENS) if blocks else None,
+        chunk_tokens=unfinished,
         costly_context_tokens=costly_context,
     )
 
@@ -176,6 +178,39 @@ def test_a_long_prompt_that_is_costly_still_gets_on_beside_decodes(prompt) -> No
         compute(scheduler.plan(0.0))
 
     assert long.num_computed_tokens == 8
+
+
+def test_prompts_that_end_in_a_step_fill_it_and_others_get_less_of_it(prompt) -> None:
+    scheduler = scheduler_of(slots=8, idle_chunk=16, unfinished=8)
+    for request_id, length in enumerate((5, 5, 5, 40)):
+        scheduler.submit(prompt(request_id, length))
+
+    first = scheduler.plan(0.0)
+    compute(first)
+
+    assert spans(first)["prefills"] == [(0, 0, 5), (1, 0, 5), (2, 0, 5)]
+
+
+def test_a_prompt_that_does_not_end_in_a_step_is_cut_shorter(prompt) -> None:
+    scheduler = scheduler_of(idle_chunk=16, unfinished=8)
+    scheduler.submit(prompt(0, 20))
+
+    plans = []
+    for _ in range(2):
+        plans.append(scheduler.plan(0.0))
+        compute(plans[-1])
+
+    assert [spans(plan)["prefills"] for plan in plans] == [[(0, 0, 8)], [(0, 8, 12)]]
+
+
+def test_the_oldest_prompt_keeps_its_quarter_of_a_chunk_beside_prompts_that_end(prompt) -> None:
+    scheduler = scheduler_of(slots=8, idle_chunk=16, unfinished=8)
+    for request_id, length in enumerate((40, 5, 5, 5)):
+        scheduler.submit(prompt(request_id, length))
+
+    first = scheduler.plan(0.0)
+
+    assert spans(first)["prefills"] == [(1, 0, 5), (2, 0, 5), (0, 0, 2)]
 
 
 def test_only_the_last_chunk_of_a_prompt_samples(prompt) -> None:

@@ -92,9 +92,11 @@ def _padded(inputs: int) -> int:
 
 
 def _panels(numbers: torch.Tensor, width: int, empty: Empty) -> torch.Tensor:
-    """``[O, K]`` to ``[N, K / width, 16, width]``."""
-    panels = numbers.view(-1, _LANES, numbers.shape[1] // width, width).transpose(1, 2)
-    return empty(panels.shape, dtype=panels.dtype).copy_(panels)
+    """``[O, K]`` to ``[N, K / width, 16, width]``; ``width`` numbers have four bytes, and are moved as one word."""
+    words = numbers.contiguous().view(torch.int32).view(-1, _LANES, numbers.shape[1] // width)
+    panels = empty((words.shape[0], words.shape[2], _LANES, width), dtype=numbers.dtype)
+    panels.view(torch.int32).squeeze(-1).copy_(words.transpose(1, 2))
+    return panels
 
 
 def _by_lane(values: torch.Tensor) -> torch.Tensor:

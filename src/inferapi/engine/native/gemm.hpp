@@ -50,12 +50,14 @@ inline void finish(const Product& product, const __m512 (&sums)[R][P], long row,
 // How a product is cut: few panels and all rows where there are few of these, so that no thread is idle at the end;
 // more panels at a time, for the registers' sake, and blocks of rows where there are many.
 struct Cutting {
+    static constexpr long MOST_PANELS = 32;  // the last part of a large product is not waited for long
+
     long panels, panels_each, panel_parts, row_parts;
 
     Cutting(const Product& product, const Cut& cut) {
         panels = (product.weights[0]->outputs + vectors::LANES - 1) / vectors::LANES;
         const long least = (cut.rows > 8 ? 4 : 2) / product.count;
-        panels_each = std::max(least, panels / (cut.threads * 8) / least * least);
+        panels_each = std::min(std::max(least, panels / (cut.threads * 8) / least * least), MOST_PANELS);
         panel_parts = (panels + panels_each - 1) / panels_each;
         row_parts = cut.rows > 12 ? std::max(2L, cut.rows / 48) : 1;
     }

@@ -27,47 +27,53 @@ Product product_of(const Gated& call) {
 
 constexpr long PHASES = 2;  // of a call, at the most
 
-void multiply(const Product& product, const Cut& cut, Progress* progress) {
-    const Matrix& weight = *product.weights[0];
-    if (weight.format == BF16) {
-        progress[0].join(product_parts(product, cut), [&](long part) { multiply(product, cut, part); });
-        return;
-    }
-    progress[0].join(rounding_parts(weight, cut), [&](long part) {
-        round(weight, product.input, product.input_stride, product.scratch, cut, part);
-    });
-    progress[1].join(product_parts(product, cut), [&](long part) { multiply_quantized(product, cut, part); });
-}
-
-template <typename Kind>
-void compute_all(const Call* call, const Cut& cut, Progress* progress) {
-    const Kind& mine = *static_cast<const Kind*>(call);
-    progress[0].join(parts(mine, cut), [&](long part) { compute(mine, cut, part); });
-}
-
-void join(const Call* call, const Cut& cut, Progress* progress, int thread) {
-    switch (call->operation) {
-        case LINEAR: return multiply(product_of(*static_cast<const Linear*>(call)), cut, progress);
-        case GATED: return multiply(product_of(*static_cast<const Gated*>(call)), cut, progress);
-        case NORM: return compute_all<Norm>(call, cut, progress);
-        case ROTATE: return compute_all<Rotate>(call, cut, progress);
-        case WRITE: return compute_all<Write>(call, cut, progress);
-        case ADD: return compute_all<Add>(call, cut, progress);
-        case ATTEND: {
-            const Attend& mine = *static_cast<const Attend*>(call);
-            return progress[0].join(parts(mine, cut), [&](long part) { compute(mine, cut, part, thread); });
-        }
-    }
-}
-
 struct Job {
     const Call* const* calls;
     long count;
     Cut cut;
-    std::vector<Progress>* progress;
+    Progress* progress;
+    Seat* seats;
 
     void join_all(int thread) const {
-        for (long i = 0; i < count; ++i) join(calls[i], cut, &(*progress)[i * PHASES], thread);
+        const Table table{seats, cut.threads, thread};
+        for (long i = 0; i < count; ++i) join(calls[i], i * PHASES, table);
+    }
+
+   private:
+    void join(const Call* call, long task, const Table& table) const {
+        switch (call->operation) {
+            case LINEAR: return multiply(product_of(*static_cast<const Linear*>(call)), task, table);
+            case GATED: return multiply(product_of(*static_cast<const Gated*>(call)), task, table);
+            case NORM: return compute_all<Norm>(call, task, table);
+            case ROTATE: return compute_all<Rotate>(call, task, table);
+            case WRITE: return compute_all<Write>(call, task, table);
+            case ADD: return compute_all<Add>(call, task, table);
+            case ATTEND: {
+                const Attend& mine = *static_cast<const Attend*>(call);
+                return share(task, table, parts(mine, cut), [&](long part) { compute(mine, cut, part, table.mine); });
+            }
+        }
+    }
+
+    void multiply(const Product& product, long task, const Table& table) const {
+        const Matrix& weight = *product.weights[0];
+        if (weight.format == BF16)
+            return share(task, table, product_parts(product, cut), [&](long part) { ::multiply(product, cut, part); });
+        share(task, table, rounding_parts(weight, cut), [&](long part) {
+            round(weight, product.input, product.input_stride, product.scratch, cut, part);
+        });
+        share(task + 1, table, product_parts(product, cut), [&](long part) { multiply_quantized(product, cut, part); });
+    }
+
+    template <typename Kind>
+    void compute_all(const Call* call, long task, const Table& table) const {
+        const Kind& mine = *static_cast<const Kind*>(call);
+        share(task, table, parts(mine, cut), [&](long part) { compute(mine, cut, part); });
+    }
+
+    template <typename Compute>
+    void share(long task, const Table& table, long parts, const Compute& compute) const {
+        progress[task].join(parts, table, task, compute);
     }
 };
 
@@ -141,10 +147,12 @@ Team& team = *new Team;
 extern "C" __attribute__((visibility("default"))) void inferapi_run(const Call* const* calls, int64_t count,
                                                                      int64_t rows, int64_t threads) {
     static std::vector<Progress>& progress = *new std::vector<Progress>;
+    static std::vector<Seat>& seats = *new std::vector<Seat>;
     if (long(progress.size()) < count * PHASES) progress = std::vector<Progress>(count * PHASES);
+    if (long(seats.size()) < threads) seats = std::vector<Seat>(threads);
     for (long i = 0; i < count * PHASES; ++i) {
         progress[i].taken.store(0, std::memory_order_relaxed);
         progress[i].done.store(0, std::memory_order_relaxed);
     }
-    team.run({calls, count, {long(rows), int(threads)}, &progress});
+    team.run({calls, count, {long(rows), int(threads)}, progress.data(), seats.data()});
 }
