@@ -131,6 +131,11 @@ class ModelRepositoryContract:
     def unknown(self) -> ModelRef:
         return ModelRef("nobody/ever-made-this")
 
+    async def test_local_models_are_names_without_revision_and_moments(self, repository: ModelRepository) -> None:
+        local = await repository.local()
+
+        assert all(ref.revision is None and written_s >= 0 for ref, written_s in local.items())
+
     async def test_a_profile_is_of_the_model_that_was_named(self, repository: ModelRepository, known: ModelRef) -> None:
         assert (await repository.profile(known)).ref == known
 
@@ -201,11 +206,6 @@ async def embed(engine: TextEngine, *texts: str, deadline_s: float = 60.0) -> Em
     now_s = time.monotonic()
     async with asyncio.timeout(6 * BOUND_S):
         return await engine.embed(EmbeddingRequest(texts, now_s, now_s + deadline_s))
-
-    async def test_local_models_are_names_without_revision_and_moments(self, repository: ModelRepository) -> None:
-        local = await repository.local()
-
-        assert all(ref.revision is None and written_s >= 0 for ref, written_s in local.items())
 
 
 class TextEngineContract:

@@ -114,9 +114,7 @@ def _completed(finishes: Sequence[Finish]) -> Completed:
     return Completed(usage, tuple(finish.timings for finish in finishes))
 
 
-async def _side_by_side(
-    engine: TextEngine, requests: Sequence[GenerationRequest]
-) -> AsyncGenerator[tuple[int, Chunk]]:
+async def _side_by_side(engine: TextEngine, requests: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, Chunk]]:
     """The chunks of all requests as they come, each with the number of its request."""
     if len(requests) == 1:  # without a task and a queue in between
         async with aclosing(engine.generate(requests[0])) as chunks:

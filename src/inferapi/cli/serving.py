@@ -80,7 +80,7 @@ class DrainingServer(uvicorn.Server):
         self._write_timeout_s = write_timeout_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; a connection whose client takes nothing any more is ended by the kernel (accepted sockets inherit it)."""
+        """Listen; the kernel ends a connection whose client takes nothing any more: those accepted inherit it."""
         await super().startup(sockets)
         for server in self.servers:
             for listening in server.sockets:

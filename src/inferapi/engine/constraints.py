@@ -49,9 +49,7 @@ class Constrainer:
         compile_limit_s: how long a constraint may take to compile.
     """
 
-    def __init__(
-        self, make_tokenizer: Callable[[], LLTokenizer], *, compile_limit_s: float = _COMPILE_LIMIT_S
-    ) -> None:
+    def __init__(self, make_tokenizer: Callable[[], LLTokenizer], *, compile_limit_s: float = _COMPILE_LIMIT_S) -> None:
         self._make_tokenizer = make_tokenizer
         self._compile_limit_s = compile_limit_s
         self._tokenizer: _Job[LLTokenizer] | None = None

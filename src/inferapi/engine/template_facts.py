@@ -56,13 +56,11 @@ def template_facts(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:
         knows_tools=knows_tools,
         tool_format=_tool_format(for_tools) if knows_tools else None,
         reasoning_tags=tags,
-        reasons_from_start=tags is not None
-        and tags[0] in template
-        and _is_so(partial(_ends_inside, tokenizer, tags)),
+        reasons_from_start=tags is not None and tags[0] in template and _is_so(partial(_ends_inside, tokenizer, tags)),
     )
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] | None) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None) -> str:
     """The template that transformers takes; some tokenizers have one for tools beside the default."""
     if not tokenizer.chat_template:
         return ""
@@ -91,7 +89,7 @@ def _ends_inside(tokenizer: PreTrainedTokenizerBase, tags: tuple[str, str]) -> b
     return begin.rfind(tags[0]) > begin.rfind(tags[1])
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] | None) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None) -> str:
     messages = [{"role": "user", "content": _QUESTION}]
     return str(tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False))
 

@@ -225,4 +225,3 @@ async def test_without_a_limit_an_answer_is_as_long_as_the_window_has_room_for(s
     assert (answer.status_code, asked_for.status_code) == (200, 400)
     assert [request.sampling.max_new_tokens for request in stage.engine.requests] == [600, 24, 25]
     assert asked_for.json()["error"]["code"] == "context_length_exceeded"
-

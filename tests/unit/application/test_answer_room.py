@@ -52,9 +52,7 @@ async def told(answers: Answers, **sampling) -> list[AnswerItem]:
 
 
 @pytest.mark.parametrize("tells_early", [False, True])
-@pytest.mark.parametrize(
-    ("prompt_tokens", "asked"), [(10, [50]), (50, [50]), (51, [50, 49]), (99, [50, 1])], ids=str
-)
+@pytest.mark.parametrize(("prompt_tokens", "asked"), [(10, [50]), (50, [50]), (51, [50, 49]), (99, [50, 1])], ids=str)
 async def test_an_answer_is_as_long_as_there_is_room_for(prompt_tokens, asked, tells_early):
     answers = Answers(prompt_tokens, tells_early=tells_early)
     whole = await told(answers, max_new_tokens=50)

@@ -227,7 +227,7 @@ values = st.recursive(
     max_leaves=6,
 )
 calls = st.tuples(st.sampled_from(NAMES), st.dictionaries(st.text(max_size=4), values, max_size=4).map(json.dumps))
-sayings = st.text("ab{}[]\"<\\,:; \n", max_size=12).map(str.strip)
+sayings = st.text('ab{}[]"<\\,:; \n', max_size=12).map(str.strip)
 
 
 @settings(deadline=None)

@@ -92,9 +92,7 @@ def test_tags_in_a_system_prompt_do_not_open_the_answer() -> None:
 def test_a_template_can_do_several_things() -> None:
     facts = template_facts(chat_tokenizer(THINKING, *TOOL_CONTROL))
 
-    assert facts == TemplateFacts(
-        knows_tools=True, tool_format="hermes", reasoning_tags=THINK, reasons_from_start=True
-    )
+    assert facts == TemplateFacts(knows_tools=True, tool_format="hermes", reasoning_tags=THINK, reasons_from_start=True)
 
 
 def test_a_template_that_does_not_end_can_do_nothing_and_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,5 +108,3 @@ def test_a_template_that_names_neither_tools_nor_reasoning_is_not_rendered() -> 
     template = ENDLESS + CHATML  # it would take minutes
 
     assert template_facts(chat_tokenizer(template, *TOOL_CONTROL)) == TemplateFacts(reasoning_tags=THINK)
-
-

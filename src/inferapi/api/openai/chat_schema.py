@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import FailFast, Field, model_validator
+from pydantic import Field, model_validator
 
 from inferapi.api.openai.message_schema import ChatMessage
 from inferapi.api.openai.schema import Identifier, JsonText, OpenAiPolicy, SamplingBody, TokenLimit, refused
@@ -54,7 +54,7 @@ class ChatCompletionBody(SamplingBody):
 
     tolerated = CHAT
 
-    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1, max_length=_MOST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)]
     max_completion_tokens: TokenLimit | None = Field(
         None, description="Default: what the context window has room for, at most the server's limit."
     )
@@ -62,7 +62,7 @@ class ChatCompletionBody(SamplingBody):
     logprobs: bool | None = Field(None, description="Tell the log-probabilities of the tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[ToolBody], FailFast(), Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ToolBody], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoiceField | None = Field(None, description="Default: auto beside tools, else none.")
     parallel_tool_calls: bool | None = Field(None, description="False: one call at most. Default: true.")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter, Body, Request
 from fastapi.openapi.models import Example
-from pydantic import BeforeValidator, FailFast, Field
+from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from inferapi.api.auth import Access
@@ -38,7 +38,7 @@ _EXAMPLES: dict[str, Example] = {
     },
 }
 
-_Texts = Annotated[list[PromptText], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)]
+_Texts = Annotated[list[PromptText], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
 
 
 class EmbeddingsBody(OpenAiBody):

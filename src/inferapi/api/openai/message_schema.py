@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, FailFast, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from inferapi.api.openai.schema import Identifier, PlainText
 from inferapi.api.openai.strictness import MESSAGE, TOOL_CALL, TOOL_CALL_FUNCTION, OpenAiBody
@@ -34,7 +34,7 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-TextParts = Annotated[list[TextPart], FailFast(), Field(min_length=1, max_length=_MOST_PARTS)]
+TextParts = Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=_MOST_PARTS)]
 Content = Annotated[TextParts, BeforeValidator(_as_parts, json_schema_input_type=PlainText | TextParts)]
 
 
@@ -65,7 +65,7 @@ class ChatMessage(OpenAiBody):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = Field(None, description="Null only beside tool_calls.")
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    tool_calls: Annotated[list[CallBody], FailFast(), Field(max_length=_MOST_CALLS)] | None = None
+    tool_calls: Annotated[list[CallBody], Field(fail_fast=True, max_length=_MOST_CALLS)] | None = None
     tool_call_id: CallId | None = Field(None, description="Of a tool's message: the call that it answers.")
 
     @model_validator(mode="after")

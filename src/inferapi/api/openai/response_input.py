@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from inferapi.api.openai.message_schema import CallId
 from inferapi.api.openai.schema import Identifier, PlainText
@@ -76,7 +76,7 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
-TextParts = Annotated[list[ItemTextPart], FailFast(), Field(max_length=_MOST_PARTS)]
+TextParts = Annotated[list[ItemTextPart], Field(fail_fast=True, max_length=_MOST_PARTS)]
 Content = Annotated[TextParts, BeforeValidator(_as_parts, json_schema_input_type=PlainText | TextParts)]
 
 
@@ -92,7 +92,7 @@ class InputItem(OpenAiBody):
     name: Identifier | None = Field(None, description="Of a function_call: the function.")
     arguments: PlainText | None = Field(None, description="Of a function_call: JSON as text.")
     output: Content | None = Field(None, description="Of a function_call_output.")
-    summary: Annotated[list[ItemSummaryPart], FailFast(), Field(max_length=_MOST_PARTS)] | None = Field(
+    summary: Annotated[list[ItemSummaryPart], Field(fail_fast=True, max_length=_MOST_PARTS)] | None = Field(
         None, description="Of reasoning. May be empty."
     )
 
@@ -139,5 +139,5 @@ def _as_items(items: Any) -> Any:
     return [{"role": "user", "content": items}] if isinstance(items, str) else items
 
 
-InputItems = Annotated[list[InputItem], FailFast(), Field(min_length=1, max_length=MAX_ITEMS)]
+InputItems = Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]
 Input = Annotated[InputItems, BeforeValidator(_as_items, json_schema_input_type=PlainText | InputItems)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
-from pydantic import FailFast, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from inferapi.api.openai.chat_schema import MAX_TOP_LOGPROBS
 from inferapi.api.openai.response_input import Input
@@ -57,10 +57,10 @@ class ResponseBody(SamplingBody):
         None, description="Default: what the context window has room for, at most the server's limit."
     )
     text: TextConfig | None = None
-    tools: Annotated[list[ResponseTool], FailFast(), Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ResponseTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoiceField | None = Field(None, description="Default: auto.")
     parallel_tool_calls: bool | None = Field(None, description="False: one call at most. Default: true.")
-    include: Annotated[list[Label], FailFast(), Field(max_length=16)] | None = Field(
+    include: Annotated[list[Label], Field(fail_fast=True, max_length=16)] | None = Field(
         None, description=f"{LOGPROBS}: tell the log-probabilities of the tokens."
     )
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description=f"Beside {LOGPROBS}.")

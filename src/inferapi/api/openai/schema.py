@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, FailFast, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from inferapi.api.openai.strictness import STREAM_OPTIONS, OpenAiBody
 from inferapi.api.schema import MAX_TOKEN_COUNT, ModelName
@@ -70,7 +70,7 @@ def _as_json_text(value: Any) -> str:
 
 StopStrings = Annotated[
     list[StopString],
-    FailFast(),
+    Field(fail_fast=True),
     BeforeValidator(
         _as_list, json_schema_input_type=StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, FailFast, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from inferapi.api.openai.schema import MAX_CHOICES, OpenAiPolicy, SamplingBody, TokenLimit, refused
 from inferapi.api.openai.strictness import COMPLETION
@@ -14,7 +14,7 @@ MAX_LOGPROBS = 5
 _MAX_TOKENS = 16  # OpenAI's default, of this route alone
 
 PromptText = Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)]
-_PromptTexts = Annotated[list[PromptText], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
+_PromptTexts = Annotated[list[PromptText], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
 
 
 def as_texts(prompt: Any) -> Any:
