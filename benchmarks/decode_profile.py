@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from inferapi.domain.generation import SamplingParams
-from inferapi.domain.model import DeviceKind, EngineSpec
+from inferapi.domain.model import TAPE_TOKENS, DeviceKind, EngineSpec
 from inferapi.engine.loop import EngineLoop
 from inferapi.engine.model_loader import load_model
 from inferapi.engine.native.calls import Operation
@@ -65,7 +65,7 @@ def profile(loop: EngineLoop, rows: int) -> dict[str, float]:
     fill(loop, rows)
     whole = median_ms(loop.step)
     runner: Any = loop._runner  # noqa: SLF001 - this is about its insides
-    tape = runner._tapes[rows][0]  # noqa: SLF001
+    tape = runner._tapes[next(tokens for tokens in TAPE_TOKENS if tokens >= rows)][0]  # noqa: SLF001
     kernels = runner._kernels  # noqa: SLF001
     calls = [step.call for step in tape._alive[0] if hasattr(step, "call")]  # noqa: SLF001
     found = {}

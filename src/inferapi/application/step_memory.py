@@ -34,7 +34,7 @@ _EXPERT_KERNELS_BYTES = {"bfloat16": 125 * _MIB}
 # Kernels compiled for this CPU compute any number of rows: they are there after the load, and serving adds little,
 # whatever the model. What experts compute is still the work of oneDNN.
 _TRIAL_NATIVE_BYTES, _NATIVE_BYTES = 2 * _MIB, 6 * _MIB
-# Steps of decodes are repeated from tapes, one for each power of two of rows, that keep all tensors of the pass.
+# Steps are repeated from tapes, one for each of some numbers of tokens, that keep all tensors of the pass.
 _TAPE_TOKENS = sum(TAPE_TOKENS)
 _TAPE_OUTPUTS = sum(min(tokens + 1, MOST_TAPE_OUTPUTS) for tokens in TAPE_TOKENS)
 _TAPE_HIDDEN_COPIES, _TAPE_INNER_COPIES = 9, 2  # of a layer: norms, queries, keys, …, sums; gated or plain product

@@ -150,8 +150,9 @@ KV_BLOCK_TOKENS = 64
 PREFILL_CHUNK_TOKENS = {DeviceKind.CPU: 512, DeviceKind.CUDA: 2048}
 """The most prompt tokens that one step computes."""
 
-TAPE_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Numbers of tokens that native steps are written down for; the last is the most that one computes."""
+TAPE_TOKENS = (1, 16, 128)
+"""Numbers of tokens that native steps are written down for; the last is the most that one computes. One of fewer tokens
+takes the next larger: its kernels compute only what it has."""
 
 MOST_TAPE_OUTPUTS = 33
 """Such a step has one output more than tokens, since the two must differ, up to one more than a full batch."""

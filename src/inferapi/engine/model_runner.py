@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NATIVE_STEP_TOKENS, NATIVE_CHUNK_TOKENS = TAPE_TOKENS[-1], TAPE_TOKENS[-2]
+NATIVE_STEP_TOKENS, NATIVE_CHUNK_TOKENS = TAPE_TOKENS[-1], TAPE_TOKENS[-1] // 2
 """What the native kernels compute in a step, of prompts that end in it and of others: with more tokens they are hardly
 faster, and a step is soon over."""
 
