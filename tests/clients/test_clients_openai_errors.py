@@ -118,7 +118,7 @@ def test_keys_are_asked_for_and_their_scopes_kept(fresh_server, point):
     assert (kind, code, group) == (openai.AuthenticationError, "unauthenticated", "authentication_error")
     kind, code, _, group = refused(lambda: ask(KEYS["admin"]))
     assert (kind, code, group) == (openai.PermissionDeniedError, "insufficient_scope", "permission_error")
-    assert refused(lambda: point(server).models.list())[0] is openai.AuthenticationError
+    assert refused(point(server).models.list)[0] is openai.AuthenticationError
 
 
 # What is asked again

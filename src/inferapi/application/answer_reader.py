@@ -9,7 +9,7 @@ from inferapi.application.answer_parts import Part
 from inferapi.application.answer_pieces import Piece
 from inferapi.application.reasoning import ReasoningParser
 from inferapi.application.tool_calls import ToolCallParser
-from inferapi.domain.generation import Chunk, ChosenToken, Finish, FinishReason
+from inferapi.domain.generation import ChosenToken, Chunk, Finish, FinishReason
 
 TOOL_CALLS = "tool_calls"
 """The finish reason of an answer that ended by itself and has calls."""

@@ -46,6 +46,10 @@ class Completion:
         generator ends them all when it is closed, or when one of them fails.
 
         Args:
+            prompt: text, or messages and the tools that they may call.
+            sampling: of each choice.
+            owner: what was computed for one is never reused for another.
+            model: the current one, unless named.
             n: choices. Where there is a seed, each has its own: the seed plus its index.
             tool_choice: about ``prompt.tools``.
             parallel_tool_calls: false for one call at most. What the model would call beyond it is left out.

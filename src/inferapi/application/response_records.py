@@ -100,7 +100,7 @@ def decode_response(turn: Turn) -> Response:
                 usage=Usage(turn.prompt_tokens, turn.completion_tokens, cached_tokens=cached_tokens),
                 told=told,
             )
-    _refuse()
+    return _refuse()
 
 
 def _encoded(document: Mapping[str, object]) -> str:
@@ -172,7 +172,7 @@ def _item(plain: object) -> Item:
             "is": status,
         }:
             return ReasoningItem(item_id, _texts(texts), _texts(summaries), _status(status))
-    _refuse()
+    return _refuse()
 
 
 def _plain_token(token: ChosenToken) -> list[object]:
@@ -183,7 +183,7 @@ def _token(plain: object) -> ChosenToken:
     match plain:
         case [chance, list(likeliest)]:
             return ChosenToken(_chance(chance), tuple(map(_chance, likeliest)))
-    _refuse()
+    return _refuse()
 
 
 def _plain_chance(chance: TokenChance) -> list[object]:
@@ -197,7 +197,7 @@ def _chance(plain: object) -> TokenChance:
                 return TokenChance(token_id, text, bytes.fromhex(data), float(logprob))
             except ValueError as error:
                 raise SessionUnreadable(problem="a token in it is not what this server writes") from error
-    _refuse()
+    return _refuse()
 
 
 def _list(plain: object) -> list[object]:
@@ -209,7 +209,7 @@ def _texts(plain: list[object]) -> tuple[str, ...]:
 
 
 def _status(plain: object) -> ItemStatus:
-    return cast("ItemStatus", plain) if plain in ("in_progress", "completed", "incomplete") else _refuse()
+    return plain if plain in ("in_progress", "completed", "incomplete") else _refuse()
 
 
 def _refuse() -> NoReturn:

@@ -53,4 +53,4 @@ def _likeliest(logits: torch.Tensor, most: int) -> list[list[tuple[int, float]]]
 
 
 def _finite(logprob: float) -> float:
-    return logprob if logprob > _LEAST else _LEAST  # NaN is not greater either
+    return max(_LEAST, logprob)  # NaN is not greater either

@@ -42,8 +42,8 @@ class Pooling(StrEnum):
     """What of the hidden states makes the vector; the values are sentence-transformers' names."""
 
     MEAN = "mean"
-    LAST_TOKEN = "lasttoken"
-    FIRST_TOKEN = "cls"
+    LAST_TOKEN = "lasttoken"  # noqa: S105 - no password
+    FIRST_TOKEN = "cls"  # noqa: S105 - no password
 
 
 _KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}

@@ -151,7 +151,7 @@ class PromptEncoder:
             raise InvalidRequest(problem="The messages or tools are nested too deeply.") from error
         raise InvalidRequest(problem="The model's chat template refuses these messages.") from refusal
 
-    def _apply(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+    def _apply(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
         rendered = self._tokenizer.apply_chat_template(
             messages, tools=tools, chat_template=self._template, add_generation_prompt=True, tokenize=False
         )

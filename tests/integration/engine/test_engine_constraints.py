@@ -216,5 +216,5 @@ def test_the_demo_model_s_told_tokens_are_its_text(smollm2) -> None:
 def test_a_refused_schema_names_the_field(tiny) -> None:
     matcher = partial(tiny("llama").model.constrainer.matcher, schema({"not": {}}))
 
-    with pytest.raises(InvalidRequest, match="^response_format: "):
+    with pytest.raises(InvalidRequest, match=r"^response_format: "):
         matcher()

@@ -63,7 +63,9 @@ async def test_the_dimensions_may_be_said_if_they_are_the_models(client):
 
 
 async def test_a_model_that_cannot_embed_says_so(make_stage, client_of):
-    async with client_of((await make_stage()).app()) as client:
+    stage = await make_stage()
+    stage.launcher.facts["embeds"] = False
+    async with client_of(stage.app()) as client:
         answer = await client.post(PATH, json={"model": "gpt2", "input": "a"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "embeddings_refused", "model")

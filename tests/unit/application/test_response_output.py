@@ -84,7 +84,7 @@ def test_reasoning_text_and_calls_are_items_in_their_order():
     assert (first.call_id, first.name, first.arguments, first.status) == ("call_0", "weather", '{"a":1}', "completed")
     assert (second.call_id, second.name, second.arguments) == ("call_1", "time", "{}")
     assert len({item.item_id for item in output.items}) == 4
-    assert told(changes)[6:] == [
+    assert told(changes)[7:] == [
         ("ItemAdded", 2, "CallItem"),
         ("ItemGrew", 2, "CallItem", '{"a"'),
         ("ItemGrew", 2, "CallItem", ":1}"),

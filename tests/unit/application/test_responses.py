@@ -217,7 +217,7 @@ async def test_a_response_that_could_not_be_stored_is_told_so_after_its_text(sta
     async def hear():
         async with aclosing(responses.respond(question())) as items:
             async for item in items:
-                heard.append(item)
+                heard.append(item)  # noqa: PERF401 - what was heard before an error is looked at
 
     with pytest.raises(HistoryNotSaved):
         await hear()
@@ -265,7 +265,7 @@ async def test_more_than_a_session_may_hold_is_refused_before_any_work(make_stag
     stage = await make_stage(limits=SessionLimits(1000, 4096))
     await stage.load()
     responses = stage.openai.responses
-    with pytest.raises(InvalidRequest, match="input: .* 4096 bytes"):
+    with pytest.raises(InvalidRequest, match=r"input: .* 4096 bytes"):
         await answered(responses, question("é" * 2048))
     assert (stage.engine.requests, stage.store.calls) == ([], [])
     response = await answered(responses, question("x" * 3000))

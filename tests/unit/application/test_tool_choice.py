@@ -43,7 +43,7 @@ def test_a_call_of_an_unknown_tool_is_refused():
 
 @pytest.mark.parametrize("tool_format", [None, "xml"])
 def test_a_template_that_knows_no_tools_refuses_them(tool_format):
-    with pytest.raises(InvalidRequest, match="tools: .* gpt2 "):
+    with pytest.raises(InvalidRequest, match=r"tools: .* gpt2 "):
         offered(TOOLS, AUTO, make_facts(tool_format=tool_format))
 
 

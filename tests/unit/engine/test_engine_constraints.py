@@ -160,7 +160,7 @@ def test_the_deepest_schema_that_is_allowed_compiles(constrainer: Constrainer) -
     ["", "start: (", "start: missing", '{"grammars": [{"json_schema": {"type": "object"}}]}', "x" * 600_000],
 )
 def test_a_grammar_that_is_none_is_refused(constrainer: Constrainer, definition: str) -> None:
-    with pytest.raises(InvalidRequest, match="^tools or response_format: "):
+    with pytest.raises(InvalidRequest, match=r"^tools or response_format: "):
         constrainer.matcher(Constraint(ConstraintKind.GRAMMAR, definition))
 
 
@@ -241,7 +241,7 @@ def test_a_compiler_that_does_not_come_back_is_left_alone_until_it_does(
 
     monkeypatch.setattr(constraints, "LLMatcher", slow)
     constrainer._compile_limit_s = 0.25
-    with pytest.raises(InvalidRequest, match="longer than 0.25 s"):
+    with pytest.raises(InvalidRequest, match=r"longer than 0.25 s"):
         constrainer.matcher(NO)
     with pytest.raises(QueueFull):
         constrainer.matcher(NO)

@@ -98,7 +98,7 @@ def test_a_model_with_layers_behind_its_pooling_is_not_done_by_half(tmp_path: Pa
 def test_a_model_that_pools_in_a_way_that_nobody_told_us_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / MODULES_FILE).write_text(json.dumps(MODULES))
 
-    with pytest.raises(NoPoolingError, match="its folder lacks 1_Pooling/config.json"):
+    with pytest.raises(NoPoolingError, match=r"its folder lacks 1_Pooling/config.json"):
         folder_pooling(str(tmp_path))
 
 

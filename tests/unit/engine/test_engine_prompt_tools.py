@@ -261,14 +261,14 @@ def test_the_answer_to_a_call_carries_the_name_of_what_was_called() -> None:
 def test_a_template_without_tools_refuses_them_and_what_follows_from_them(template: str | None, prompt: Prompt) -> None:
     encoder = PromptEncoder(chat_tokenizer(template), 10_000)
 
-    with pytest.raises(InvalidRequest, match="^tools: .* knows none"):
+    with pytest.raises(InvalidRequest, match=r"^tools: .* knows none"):
         encoder.encode(prompt, SamplingParams(max_new_tokens=1))
 
 
 def test_tools_are_refused_where_nobody_here_can_read_the_calls() -> None:
     tokenizer = chat_tokenizer(HERMES.replace("<tool_call>", "<|tool|>"))
 
-    with pytest.raises(InvalidRequest, match="^tools: how this model writes"):
+    with pytest.raises(InvalidRequest, match=r"^tools: how this model writes"):
         encode(tokenizer, conversation(), tool())
 
 
@@ -281,7 +281,7 @@ def test_what_a_template_says_of_calls_that_it_does_not_take_is_an_invalid_reque
 
 @pytest.mark.parametrize("parameters", ["[]", "nope", "null", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 5000])
 def test_parameters_that_are_no_object_are_an_invalid_request(parameters: str) -> None:
-    with pytest.raises(InvalidRequest, match="^tools: the parameters"):
+    with pytest.raises(InvalidRequest, match=r"^tools: the parameters"):
         encode(TOKENIZERS["hermes"], (Message("user", "Hi"),), Tool("weather", "", parameters))
 
 

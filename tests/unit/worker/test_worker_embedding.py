@@ -220,8 +220,11 @@ def test_a_thread_that_ends_says_so() -> None:
     def refuse(_: EmbeddingJob | Output) -> None:
         raise SystemExit
 
+    before = {*threading.enumerate()}
     thread = TextThread(lambda _: [1], deliver=refuse, on_end=ended.set)
     thread.start()
     thread.put(Embed(1, EmbeddingRequest(("a",), 0.0, 1.0)))
 
     assert ended.wait(PATIENCE_S)
+    for running in {*threading.enumerate()} - before:
+        running.join(PATIENCE_S)  # its end is told in this test, not in the next one

@@ -88,4 +88,4 @@ def _param(error: InferapiError) -> str | None:
     if isinstance(error, EmbeddingsRefused | ModelNameInvalid | ModelUnavailable):
         return "model"
     match = _NAMED.match(error.message) if isinstance(error, InvalidRequest) else None
-    return match[1] if match else None
+    return match[1] if match and match[1] != "body" else None
