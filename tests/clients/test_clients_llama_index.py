@@ -35,9 +35,9 @@ def make(server):
     """Makes clients that try once: its own retries ask for no header."""
 
     def make(model=DEMO, **options):
-        common = {"api_base": base_url(server), "api_key": "none", "max_retries": 0, "timeout": PATIENCE_S}
+        where = {"api_base": base_url(server), "api_key": "none", "max_retries": 0, "timeout": PATIENCE_S}
         defaults = {"is_chat_model": True, "context_window": 8192, "temperature": 0, "max_tokens": 32}
-        return OpenAILike(model=model, **common, **defaults | options)
+        return OpenAILike(model=model, **where | defaults | options)
 
     return make
 

@@ -125,9 +125,9 @@ def test_keys_are_asked_for_and_their_scopes_kept(fresh_server, point):
 
 
 def test_a_full_queue_is_asked_again_as_often_as_the_client_likes(fresh_server, point):
-    server = fresh_server(MODEL=TINY, MAX_BATCH=1, MAX_QUEUE=0, MAX_NEW_TOKENS=32000).wait_ready()
+    server = fresh_server(MODEL=TINY, MAX_BATCH=1, MAX_QUEUE=0, MAX_NEW_TOKENS=8000).wait_ready()
     client = point(server, max_retries=2)
-    body = ENDLESS | {"model": TINY, "max_tokens": 30000, "stream": True}
+    body = ENDLESS | {"model": TINY, "max_tokens": 8000, "stream": True}
     with client.chat.completions.create(**body) as running:
         assert all(next(running).object == "chat.completion.chunk" for _ in range(3))
         kind, code, _, group = refused(lambda: client.chat.completions.create(model=TINY, messages=HI, max_tokens=1))
@@ -136,10 +136,10 @@ def test_a_full_queue_is_asked_again_as_often_as_the_client_likes(fresh_server, 
 
 
 def test_a_deadline_that_passed_and_a_body_too_large_are_not_asked_again(fresh_server, point):
-    limits = {"REQUEST_TIMEOUT_S": 2, "MAX_BODY_BYTES": 4096, "MAX_NEW_TOKENS": 32000}
+    limits = {"REQUEST_TIMEOUT_S": 1, "MAX_BODY_BYTES": 4096, "MAX_NEW_TOKENS": 8000}
     server = fresh_server(MODEL=TINY, **limits).wait_ready()
     client = point(server, max_retries=2)
-    late = refused(lambda: client.chat.completions.create(**ENDLESS | {"model": TINY, "max_tokens": 30000}))
+    late = refused(lambda: client.chat.completions.create(**ENDLESS | {"model": TINY, "max_tokens": 8000}))
     assert late[:2] == (openai.InternalServerError, "generation_timeout")
     until(lambda: answered(server, CHAT, 504) == 1)  # the line is written after the answer
     large = [{"role": "user", "content": "x" * 5000}]
@@ -178,7 +178,7 @@ def test_a_full_disk_is_not_asked_again_and_a_model_that_the_hub_has_not_is_not_
 def test_a_worker_that_dies_in_the_middle_of_a_stream_is_an_error_and_the_next_request_works(fresh_server, point):
     server = fresh_server(MODEL=TINY, MAX_NEW_TOKENS=32000).wait_ready()
     client = point(server)
-    body = ENDLESS | {"model": TINY, "max_tokens": 30000, "stream": True}
+    body = ENDLESS | {"model": TINY, "max_tokens": 8000, "stream": True}
     with client.chat.completions.create(**body) as stream:
         next(iter(stream))
         server.kill_worker()

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 from safetensors.numpy import save_file
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_FOLDER = REPOSITORY / "models" / DEMO
 TINY = "tiny/random-llama"

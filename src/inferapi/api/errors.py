@@ -73,6 +73,7 @@ ANSWERS: dict[type[InferapiError], Answer] = {
     errors.ModelCrashed: Answer(503, retry_after_s=1),
     errors.OutOfMemory: Answer(503, retry_after_s=5),
     errors.SessionNotFound: Answer(404, names_request=False),
+    errors.ResponseNotFound: Answer(404, names_request=False),
     errors.SessionExists: Answer(409, should_retry=False),
     errors.SessionUnreadable: Answer(503, should_retry=False),
     errors.SessionBusy: Answer(409, retry_after_s=1),

@@ -1,4 +1,4 @@
-"""Answers that must be calls, or a value after some reasoning, as grammars in llguidance's Lark.
+"""Answers that must be calls, or may be, or are a value after some reasoning, as grammars in llguidance's Lark.
 
 What clients wrote is in it as JSON alone, written anew: names in string literals, schemas behind ``%json``, each the
 root of its own references. https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from inferapi.domain.errors import InvalidRequest
 from inferapi.domain.generation import Constraint, ConstraintKind, Tool
@@ -19,6 +20,11 @@ MOST_CALLS = 16
 # As templates write arguments with ``tojson``. Without white space of its own a schema shares the lexemes of the
 # grammar around it, so that a token may reach over its end; and a model cannot go on with spaces for ever.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+
+_OPENINGS = {"hermes": "<tool_call>", "llama3": "<|python_tag|>", "mistral": "[TOOL_CALLS]"}
+_TEXTS = {"hermes": "/(.|\\n)+/", "llama3": "/[ \\t\\r\\n]*[^ \\t\\r\\n{](.|\\n)*/", "mistral": "/(.|\\n)+/"}
+"""What may be said beside calls: Llama's may begin an answer without any tag."""
+_ANY_ARGUMENTS = '{"type":"object"}'
 
 _NEWLINE, _COMMA, _SEMICOLON, _BRACE = '"\\n"', '", "', '"; "', '"}"'  # literals as Lark has them, which is as in JSON
 
@@ -45,10 +51,32 @@ class AnswerGrammar:
         Raises:
             InvalidRequest: the parameters of a tool are no JSON schema of an object.
         """
-        schemas = [_schema_of(tool) for tool in tools]
-        rules = self._calls(tools, most)
-        rules += [f"arguments_{number}: %json {json.dumps(schema)}" for number, schema in enumerate(schemas)]
-        return self._constraint(rules)
+        return self._constraint(["answer: calls", self._opened(), *self._calls(tools, most)])
+
+    def text_or_calls(self, tools: Sequence[Tool], *, most: int = MOST_CALLS) -> Constraint:
+        """Text, and then, if the model likes, calls. The arguments of strict tools keep to their schemas.
+
+        A tag that is no token, or that the model spells out all the same, is known by its text: a lazy lexeme ends
+        with the first one. https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md#tool-calling
+
+        Raises:
+            InvalidRequest: as ``calls``.
+        """
+        tool_format = self._facts.tool_format or ""
+        tag, text = self._tag(_OPENINGS[tool_format]), _TEXTS[tool_format]
+        rules = ["answer: SAID? | calls", f"SAID: {text}"]
+        rules += [f"opened: SAID? {tag} | spelled" if tag.startswith("<") else "opened: spelled"]
+        rules += [f"spelled[lazy]: ({text})? {json.dumps(_OPENINGS[tool_format])}"]
+        return self._constraint([*rules, *self._calls(_freely(tools), most, is_after_text=True)])
+
+    def value_or_calls(self, schema: str, tools: Sequence[Tool], *, most: int = MOST_CALLS) -> Constraint:
+        """A JSON value by its schema, or calls. The arguments of strict tools keep to their schemas.
+
+        Raises:
+            InvalidRequest: as ``calls`` and ``value``.
+        """
+        value = f"value: %json {json.dumps(_value_schema(schema))}"
+        return self._constraint(["answer: value | calls", value, self._opened(), *self._calls(_freely(tools), most)])
 
     def value(self, schema: str) -> Constraint:
         """A JSON value by its schema.
@@ -56,24 +84,31 @@ class AnswerGrammar:
         Raises:
             InvalidRequest: it is no JSON schema.
         """
-        schema_with_spacing = {**_parsed("response_format", schema), "x-guidance": _SPACING}
-        return self._constraint([f"answer: %json {json.dumps(schema_with_spacing)}"])
+        return self._constraint([f"answer: %json {json.dumps(_value_schema(schema))}"])
 
-    def _calls(self, tools: Sequence[Tool], most: int) -> list[str]:
-        """The rule ``answer`` and those that it needs, but for the arguments."""
+    def _opened(self) -> str:
+        """The rule ``opened``, where nothing goes before the tag of the first call."""
+        return f"opened: {self._tag(_OPENINGS[self._facts.tool_format or ''])}"
+
+    def _calls(self, tools: Sequence[Tool], most: int, *, is_after_text: bool = False) -> list[str]:
+        """The rule ``calls``, whose first call begins with ``opened``, and those that it needs but for that one."""
+        schemas = [_schema_of(tool) for tool in tools]
+        arguments = [f"arguments_{number}: %json {json.dumps(schema)}" for number, schema in enumerate(schemas)]
         if self._facts.tool_format == "hermes":
             opening, closing = self._tag("<tool_call>"), self._tag("</tool_call>")
-            call = f"call: {opening} {_NEWLINE} object {_NEWLINE} {closing}"
-            return [f"answer: {_repeated('call', _NEWLINE, most)}", call, _object(tools, "arguments")]
+            body = f"body: {_NEWLINE} object {_NEWLINE} {closing}"
+            calls = f"calls: opened body{_more(f'{_NEWLINE} {opening} body', most)}"
+            return [calls, body, _object(tools, "arguments"), *arguments]
         if self._facts.tool_format == "llama3":
-            return [f"answer: {_repeated('object', _SEMICOLON, most)}", _object(tools, "parameters")]
-        opening = self._tag("[TOOL_CALLS]")
+            calls = f"calls: {'opened? ' if is_after_text else ''}object{_more(f'{_SEMICOLON} object', most)}"
+            return [calls, _object(tools, "parameters"), *arguments]
         if "[ARGS]" in self._tag_ids:
             args = self._tag("[ARGS]")
             named = " | ".join(f"{json.dumps(tool.name)} {args} arguments_{n}" for n, tool in enumerate(tools))
-            return [f"answer: {_repeated('call', '', most)}", f"call: {opening} named", f"named: {named}"]
-        listed = f'"[" {_repeated("object", _COMMA, most)} "]"'
-        return [f'answer: {opening} " "? {listed}', _object(tools, "arguments")]
+            again = self._tag("[TOOL_CALLS]") + " named"
+            return [f"calls: opened named{_more(again, most)}", f"named: {named}", *arguments]
+        calls = f'calls: opened " "? "[" object{_more(_COMMA + " object", most)} "]"'
+        return [calls, _object(tools, "arguments"), *arguments]
 
     def _constraint(self, rules: Sequence[str]) -> Constraint:
         return Constraint(ConstraintKind.GRAMMAR, "\n".join([*self._start(), *rules]))
@@ -103,8 +138,18 @@ def _object(tools: Sequence[Tool], key: str) -> str:
     return "object: " + " | ".join(f"{begin} arguments_{n} {_BRACE}" for n, begin in enumerate(beginnings))
 
 
-def _repeated(rule: str, between: str, most: int) -> str:
-    return f"{rule} ({between} {rule}){{0,{most - 1}}}" if most > 1 else rule
+def _more(rules: str, most: int) -> str:
+    """What comes after the first of up to ``most`` calls."""
+    return f" ({rules}){{0,{most - 1}}}" if most > 1 else ""
+
+
+def _freely(tools: Sequence[Tool]) -> list[Tool]:
+    """The tools with the schemas that calls keep to which nobody forces."""
+    return [tool if tool.is_strict else replace(tool, parameters=_ANY_ARGUMENTS) for tool in tools]
+
+
+def _value_schema(schema: str) -> dict[str, object]:
+    return {**_parsed("response_format", schema), "x-guidance": _SPACING}
 
 
 def _schema_of(tool: Tool) -> dict[str, object]:

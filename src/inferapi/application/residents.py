@@ -101,12 +101,13 @@ class Resident:
         unloads_in_s = None
         if threshold_s != NEVER_S and self.is_free and not self.pinned:
             unloads_in_s = max(self.last_used_s + threshold_s - now_s, 0.0)
-        queued = self.engine.load.waiting
+        load = self.engine.load
         return ModelStatus(
             name=str(self.key.ref),
             state=self.state,
-            in_flight=max(self.leases - queued, 0),
-            queued=queued,
+            # A lease may be for several choices, of which some wait while others run.
+            in_flight=max(self.leases - load.waiting, min(self.leases, load.running)),
+            queued=load.waiting,
             last_used_s=self.last_used_wall_s,
             unloads_in_s=unloads_in_s,
             pinned=self.pinned,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from inferapi.application.answer_parts import Completed, Part, Started
@@ -18,7 +18,7 @@ from inferapi.application.sessions import Sessions
 from inferapi.application.tool_choice import AUTO, ToolChoice
 from inferapi.application.turns import TurnGate
 from inferapi.domain.chat import Message, Session, SessionChange, SessionRef
-from inferapi.domain.errors import HistoryNotSaved, InvalidRequest, SessionNotFound, SessionUnreadable
+from inferapi.domain.errors import HistoryNotSaved, InvalidRequest, ResponseNotFound, SessionNotFound, SessionUnreadable
 from inferapi.domain.generation import Prompt, SamplingParams, Tool
 from inferapi.domain.model import ModelRef
 from inferapi.domain.ports import Clock
@@ -99,7 +99,7 @@ class Responses:
         Closing the generator early stops the work and stores nothing.
 
         Raises:
-            SessionNotFound: there is no such previous response.
+            ResponseNotFound: there is no such previous response.
             InvalidRequest: with what came before, it is more than a session may hold; or it makes no sense.
             SessionUnreadable, SessionStoreUnavailable: there is no history to go on from, or nothing can be stored.
             HistoryNotSaved: the response is not stored.
@@ -125,10 +125,11 @@ class Responses:
         """A stored response.
 
         Raises:
-            SessionNotFound: it is unknown, was deleted or expired, or is somebody else's.
+            ResponseNotFound: it is unknown, was deleted or expired, or is somebody else's.
             SessionUnreadable, SessionStoreUnavailable: it cannot be read, at all or now.
         """
-        session = await self._sessions.read(_ref(owner, response_id))
+        with _response_sought():
+            session = await self._sessions.read(_ref(owner, response_id))
         if len(session.turns) != 1:
             raise SessionUnreadable(problem=f"a response has one turn, and it has {len(session.turns)}")
         return decode_response(session.turns[0])
@@ -137,17 +138,18 @@ class Responses:
         """Forget a response; one that is being made is not stored. Responses that went on from it stay.
 
         Raises:
-            SessionNotFound, SessionStoreUnavailable: as ``read``.
+            ResponseNotFound, SessionStoreUnavailable: as ``read``.
         """
-        await self._sessions.delete(_ref(owner, response_id))
+        with _response_sought():
+            await self._sessions.delete(_ref(owner, response_id))
 
     async def _asked(self, question: Question) -> _Asked:
         items = question.items
         if question.previous_response_id is not None:
             try:
                 before = await self.read(question.owner, question.previous_response_id)
-            except SessionNotFound as error:
-                raise SessionNotFound(param="previous_response_id") from error
+            except ResponseNotFound as error:
+                raise ResponseNotFound(param="previous_response_id") from error
             items = (*before.asked, *remembered(before.output), *items)
         messages = messages_of(question.instructions, items)
         document, most_bytes = encode_asked(items) if question.stores else "", self._sessions.limits.max_bytes
@@ -205,12 +207,21 @@ def new_response_id() -> str:
     return f"resp_{secrets.token_hex(24)}"
 
 
+@contextmanager
+def _response_sought() -> Iterator[None]:
+    """The session that is not there was a response's."""
+    try:
+        yield
+    except SessionNotFound as error:
+        raise ResponseNotFound from error
+
+
 def _ref(owner: str, response_id: str) -> SessionRef:
     """The session that holds a response. Ids of keys have no slash.
 
     Raises:
-        SessionNotFound: no response can have this id.
+        ResponseNotFound: no response can have this id.
     """
     if not _RESPONSE_ID.fullmatch(response_id):
-        raise SessionNotFound
+        raise ResponseNotFound
     return SessionRef(f"responses/{owner}", response_id)

@@ -71,23 +71,22 @@ def constrained(
 ) -> SamplingParams:
     """The sampling that makes the answer what was asked for: calls, a value, or whatever the model likes.
 
-    Where calls are forced there is no text that a response format could be about. Reasoning goes before either.
+    Where calls are forced there is no text that a response format could be about. Where they are free, the answer is
+    a value of that format or calls. Reasoning goes before either.
 
     Raises:
-        InvalidRequest: a response format beside tools that the model is free to call; a schema that is none.
+        InvalidRequest: a schema that is none.
     """
     wanted = sampling.constraint
+    grammar = AnswerGrammar(facts)
+    most_calls = MOST_CALLS if is_parallel else 1
     if choice.is_forced:
         callable_tools = [tool for tool in tools if choice.name in {None, tool.name}]
-        calls = AnswerGrammar(facts).calls(callable_tools, most=MOST_CALLS if is_parallel else 1)
-        return replace(sampling, constraint=calls)
-    if wanted is None:
-        return sampling
-    if tools:
-        raise InvalidRequest(
-            problem="response_format: it cannot be kept where the model is free to call tools; "
-            "leave one of them out, or set tool_choice to none or required"
-        )
-    if wanted.kind is ConstraintKind.JSON_SCHEMA and facts.reasoning_tags is not None:
-        return replace(sampling, constraint=AnswerGrammar(facts).value(wanted.definition))
+        return replace(sampling, constraint=grammar.calls(callable_tools, most=most_calls))
+    if wanted is not None and tools:
+        return replace(sampling, constraint=grammar.value_or_calls(wanted.definition, tools, most=most_calls))
+    if any(tool.is_strict for tool in tools):
+        return replace(sampling, constraint=grammar.text_or_calls(tools, most=most_calls))
+    if wanted is not None and wanted.kind is ConstraintKind.JSON_SCHEMA and facts.reasoning_tags is not None:
+        return replace(sampling, constraint=grammar.value(wanted.definition))
     return sampling

@@ -42,6 +42,7 @@
     │   └── OutOfMemory             insufficient_memory
     ├── SessionProblem
     │   ├── SessionNotFound         session_not_found
+    │   ├── ResponseNotFound        response_not_found
     │   ├── SessionExists           session_exists
     │   ├── SessionUnreadable       session_unreadable
     │   ├── SessionBusy             session_busy
@@ -299,6 +300,11 @@ class SessionProblem(InferapiError):
 class SessionNotFound(SessionProblem):
     code = "session_not_found"
     text = "There is no such session."
+
+
+class ResponseNotFound(SessionProblem):
+    code = "response_not_found"
+    text = "There is no such response."
 
 
 class SessionExists(SessionProblem):

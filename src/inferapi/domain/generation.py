@@ -10,11 +10,17 @@ from inferapi.domain.chat import Message
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that a model may ask to be called. ``parameters`` is a JSON schema, as text."""
+    """A function that a model may ask to be called.
+
+    Attributes:
+        parameters: a JSON schema, as text.
+        is_strict: its arguments keep to that schema, even where the model is free to call it or not.
+    """
 
     name: str
     description: str
     parameters: str
+    is_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,9 @@ def template_facts(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:
     """Look at the tokenizer's own template, and at its added tokens."""
     template, for_tools = _text(tokenizer, None), _text(tokenizer, [_TOOL])
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    known = (tags for tags in _REASONING_TAGS if all(tag in template or tag in added for tag in tags))
+    # One that opens the tag leaves it to the model to close it; one that only drops the reasoning of earlier turns
+    # names the end alone.
+    known = (tags for tags in _REASONING_TAGS if tags[0] in template or added.issuperset(tags))
     tags = next(known, None)
     knows_tools = "tools" in for_tools and _is_so(partial(_renders_tools, tokenizer))
     return TemplateFacts(

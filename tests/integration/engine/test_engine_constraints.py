@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from inferapi.domain.errors import InvalidRequest
 from inferapi.domain.generation import Chunk, Constraint, ConstraintKind, FinishReason, Prompt, SamplingParams
-from inferapi.engine.model_loader import _grammar_tokenizer
+from inferapi.engine.model_tokenizer import grammar_tokenizer
 from inferapi.engine.request import Request
 
 END = 256
@@ -157,14 +157,14 @@ def test_a_tokenizer_that_is_not_fast_or_has_no_bytes_cannot_constrain(tmp_path:
 
     for tokenizer in (PreTrainedTokenizerFast(tokenizer_object=words), slow):
         with pytest.raises((TypeError, ValueError)):
-            _grammar_tokenizer(str(tmp_path), tokenizer, [])
+            grammar_tokenizer(str(tmp_path), tokenizer, [])
 
 
 def test_the_loader_s_own_tokenizer_knows_every_end(write_model) -> None:
     folder = write_model("llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    made = _grammar_tokenizer(str(folder), tokenizer, {END, 3, 10**6})
+    made = grammar_tokenizer(str(folder), tokenizer, {END, 3, 10**6})
 
     assert isinstance(made, LLTokenizer)
     assert made.vocab_size == END + 1

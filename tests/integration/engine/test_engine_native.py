@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inferapi.domain.errors import ModelInvalid
-from inferapi.engine import model_loader
+from inferapi.engine import model_kernels
 from inferapi.engine.model_loader import LoadedModel
 from inferapi.engine.native.kernels import load_kernels
 from native_kernels import compiled  # noqa: F401 - a fixture
@@ -232,4 +232,4 @@ def test_a_model_in_float32_is_not_quantized(write_model, load) -> None:
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose compiler refuses everything."""
     monkeypatch.setenv("CXX", "/bin/false")
-    monkeypatch.setattr(model_loader, "load_kernels", load_kernels.__wrapped__)  # what others have loaded stays
+    monkeypatch.setattr(model_kernels, "load_kernels", load_kernels.__wrapped__)  # what others have loaded stays

@@ -10,7 +10,6 @@ from inferapi.api.openai.strictness import CHAT, COMPLETION, EMBEDDING, MESSAGE,
 
 CHAT_PATH, TEXT_PATH, EMBED_PATH = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 HI = {"model": "gpt2", "messages": [{"role": "user", "content": "Hi"}]}
-STRICT_TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
 MEANS_NOTHING = {
     "user": "me",
     "safety_identifier": "me",
@@ -84,8 +83,6 @@ async def test_what_is_not_built_is_refused_by_name(client, stage, name, value):
         ({"stream": True, "stream_options": {"every": 1}}, "stream_options.every"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"tools": [{"type": "function", "function": {"name": "f"}, "x": 1}]}, "tools[0].x"),
-        ({"tools": [STRICT_TOOL]}, "tools[0].function.strict"),
-        ({"tools": [STRICT_TOOL], "tool_choice": "auto"}, "tools[0].function.strict"),
         ({"tool_choice": {"type": "auto", "mode": 1}}, "tool_choice.mode"),
         ({"response_format": {"type": "text", "x": 1}}, "response_format.x"),
         (

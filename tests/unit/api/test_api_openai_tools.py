@@ -84,8 +84,8 @@ async def test_the_answer_of_a_tool_goes_back_to_the_model_with_the_call(make):
     assert (asked.content, called.tool_calls[0].call_id, told.tool_call_id) == ("How is Rome?", "call_1", "call_1")
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
-async def test_a_call_that_is_asked_for_is_a_constraint_and_then_strict_is_kept(make, choice):
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}])
+async def test_a_strict_tool_is_a_constraint_whether_it_must_be_called_or_may_be(make, choice):
     stage, client_of_it = await make(*CALL)
     strict = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
     async with client_of_it as client:
@@ -107,12 +107,13 @@ async def test_a_model_that_knows_no_tools_says_so(client):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
 
 
-async def test_a_format_beside_tools_that_may_be_called_is_refused(make):
-    _, client_of_it = await make("{}")
+async def test_a_format_beside_tools_that_may_be_called_is_a_constraint_for_both(make):
+    stage, client_of_it = await make("{}")
     asked = ASK | {"tools": [WEATHER], "response_format": {"type": "json_object"}}
     async with client_of_it as client:
         answer = await client.post(PATH, json=asked)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format")
+    assert answer.json()["choices"][0]["message"]["content"] == "{}"
+    assert stage.engine.requests[0].sampling.constraint.kind is ConstraintKind.GRAMMAR
 
 
 async def test_reasoning_comes_apart_from_the_content(make):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
@@ -71,6 +72,7 @@ class Vocabulary:
 
 
 PLAIN, TAGGED = Vocabulary(), Vocabulary(*TAGS)
+SPECIAL = Vocabulary("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]")
 UNNAMED = Vocabulary("[TOOL_CALLS]")  # as before Mistral wrote names outside of the JSON
 
 FORMATS = [
@@ -150,6 +152,65 @@ def test_calls_as_templates_write_them_are_accepted(vocabulary, tool_format, tex
 )
 def test_anything_else_is_not(text):
     assert not TAGGED.accepts(grammar(TAGGED, "hermes").calls(TOOLS), text)
+
+
+STRICT = tuple(replace(tool, is_strict=True) for tool in TOOLS)
+SPOKEN = [  # what the model says, and whether the arguments of a strict tool in it keep to its schema
+    ("hermes", "", True),
+    ("hermes", "Sure, a <b>moment</b>! 1 < 2", True),
+    ("hermes", 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>', True),
+    ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>', False),
+    ("hermes", "<tool_call>\n{}", False),
+    ("llama3", "Sure! {}", True),
+    ("llama3", '{"name": "weather", "parameters": {"city": "Rome"}}', True),
+    ("llama3", 'It is: <|python_tag|>{"name": "weather", "parameters": {"city": "Rome"}}', True),
+    ("llama3", ' {"name": "weather", "parameters": {"city": "Bern"}}', False),
+    ("llama3", 'It is: <|python_tag|>{"name": "weather", "parameters": {"city": "Bern"}}', False),
+    ("mistral", "Sure [1]!", True),
+    ("mistral", '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]', True),
+    ("mistral", 'So: [TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Bern"}}]', False),
+]
+
+
+@pytest.mark.parametrize("vocabulary", [PLAIN, SPECIAL, UNNAMED], ids=["text", "tokens", "list"])
+@pytest.mark.parametrize(("tool_format", "text", "is_accepted"), SPOKEN)
+def test_where_the_model_is_free_it_says_what_it_likes_and_strict_calls_keep_to_their_schemas(
+    vocabulary, tool_format, text, is_accepted
+):
+    constraint = grammar(vocabulary, tool_format).text_or_calls(STRICT)
+    assert vocabulary.accepts(constraint, text) is is_accepted
+
+
+def test_calls_of_tools_that_are_not_strict_have_arguments_of_any_kind():
+    writes = grammar(PLAIN, "llama3")
+    text = '{"name": "weather", "parameters": {"city": 7, "planet": ["Mars"]}}'
+    assert PLAIN.accepts(writes.text_or_calls((WEATHER, STRICT[1])), text)
+    assert not PLAIN.accepts(writes.text_or_calls(STRICT), text)
+
+
+def test_a_tag_that_is_spelled_out_begins_a_call_as_well():
+    constraint = grammar(SPECIAL, "hermes").text_or_calls(STRICT)
+    spelled = [token for letter in "<tool_call>" for token in SPECIAL.tokenizer.encode(letter).ids]
+    good = SPECIAL.tokenizer.encode('\n{"name": "clock", "arguments": {}}\n</tool_call>').ids
+    bad = SPECIAL.tokenizer.encode("\nclock").ids
+    assert SPECIAL.matcher(constraint).try_consume_tokens(spelled + good) == len(spelled + good)
+    assert SPECIAL.matcher(constraint).try_consume_tokens(spelled + bad) < len(spelled + bad)
+
+
+@pytest.mark.parametrize(("vocabulary", "tool_format"), FORMATS)
+def test_beside_tools_a_value_or_calls_are_the_answer(vocabulary, tool_format):
+    schema = '{"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "maxItems": 3}'
+    constraint = grammar(vocabulary, tool_format).value_or_calls(schema, STRICT, most=2)
+    assert vocabulary.accepts(constraint, "[1, 2]")
+    assert not vocabulary.accepts(constraint, "[0]")
+    assert not vocabulary.accepts(constraint, "Sure!")
+    kinds = set()
+    for seed in range(12):
+        text = vocabulary.speak(constraint, random.Random(seed))
+        is_value = text.startswith("[") and not text.startswith("[TOOL")
+        kinds.add(is_value)
+        assert all(number in range(1, 10) for number in json.loads(text)) if is_value else calls_in(tool_format, text)
+    assert kinds == {True, False}
 
 
 @pytest.mark.parametrize(("vocabulary", "tool_format"), FORMATS)

@@ -69,6 +69,17 @@ async def test_choices_have_one_lease_and_run_at_the_same_time(stage):
     assert [line.in_flight for line in stage.lifecycle.status()] == [0]
 
 
+async def test_a_request_whose_choices_wait_for_each_other_is_in_flight(make_stage):
+    stage = await make_stage("Hi", max_batch=1)
+    await stage.load()
+    stage.engine.gate.hold()
+    work = asyncio.create_task(items_of(stage, n=3))
+    await settle()
+    assert [(line.in_flight, line.queued) for line in stage.lifecycle.status()] == [(1, 2)]
+    stage.engine.gate.open()
+    await work
+
+
 async def test_each_choice_has_a_seed_of_its_own_where_there_is_one(stage):
     await stage.load()
     await items_of(stage, sampling=SamplingParams(seed=7), n=3)
@@ -223,8 +234,8 @@ async def test_a_model_that_knows_no_tools_is_not_asked_for_calls(stage, prompt,
     assert [line.in_flight for line in stage.lifecycle.status()] == [0]
 
 
-async def test_a_response_format_beside_tools_is_refused(calling):
-    sampling = SamplingParams(constraint=Constraint(ConstraintKind.JSON_SCHEMA, "{}"))
+async def test_a_response_format_beside_tools_that_is_no_schema_is_refused(calling):
+    sampling = SamplingParams(constraint=Constraint(ConstraintKind.JSON_SCHEMA, "[]"))
     with pytest.raises(InvalidRequest, match="response_format"):
         await items_of(calling, ASKED, sampling)
 

@@ -19,6 +19,7 @@ from inferapi.domain.errors import (
     InvalidRequest,
     ModelNotFound,
     OutOfMemory,
+    ResponseNotFound,
     SessionNotFound,
     SessionStoreUnavailable,
     SessionUnreadable,
@@ -66,7 +67,7 @@ async def test_a_stored_response_is_read_as_it_was_told(responses):
 async def test_a_response_that_is_not_to_be_stored_touches_no_store(stage, responses):
     response = await answered(responses, question(stores=False))
     assert stage.store.calls == []
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await responses.read("", response.response_id)
 
 
@@ -132,11 +133,11 @@ async def test_log_probabilities_are_kept_with_their_response_and_not_carried_al
     ["resp_" + "0" * 48, "", "resp_", "resp_0", "resp_" + "0" * 49, "resp_" + "G" * 48, "a:b", "../x", "é", "x\n"],
 )
 async def test_an_id_of_no_response_is_unknown_whatever_it_looks_like(responses, response_id):
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await responses.read("", response_id)
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await responses.delete("", response_id)
-    with pytest.raises(SessionNotFound) as caught:
+    with pytest.raises(ResponseNotFound) as caught:
         await answered(responses, question(previous_response_id=response_id))
     assert caught.value.facts == {"param": "previous_response_id"}
 
@@ -144,11 +145,11 @@ async def test_an_id_of_no_response_is_unknown_whatever_it_looks_like(responses,
 async def test_a_response_of_somebody_else_is_unknown(stage, responses):
     response = await answered(responses, question(owner="alice"))
     for owner in ("", "bob", "Alice", "responses"):
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(ResponseNotFound):
             await responses.read(owner, response.response_id)
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(ResponseNotFound):
             await responses.delete(owner, response.response_id)
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(ResponseNotFound):
             await answered(responses, question(owner=owner, previous_response_id=response.response_id))
     assert await responses.read("alice", response.response_id) == response
     assert stage.engine.requests[-1].salt == "alice"
@@ -157,7 +158,7 @@ async def test_a_response_of_somebody_else_is_unknown(stage, responses):
 async def test_a_response_is_forgotten_after_its_time(stage, responses):
     response = await answered(responses, question())
     await stage.clock.advance(3601)
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await responses.read("", response.response_id)
 
 
@@ -165,7 +166,7 @@ async def test_a_response_is_deleted_once(responses):
     response = await answered(responses, question())
     await responses.delete("", response.response_id)
     for _ in range(2):
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(ResponseNotFound):
             await responses.delete("", response.response_id)
 
 
@@ -176,7 +177,7 @@ async def test_responses_are_no_sessions_and_sessions_no_responses(stage, respon
         await stage.sessions.read(SessionRef("", response.response_id))
     session_id = "resp_" + "1" * 48
     await stage.say("Hi", session_id)
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await responses.read("", session_id)
 
 
@@ -230,13 +231,13 @@ async def test_a_response_that_is_deleted_while_it_is_made_is_not_stored(stage, 
     stage.engine.gate.hold()
     async with aclosing(responses.respond(question())) as items:
         response_id = (await anext(items)).response_id
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(ResponseNotFound):
             await responses.read("", response_id)
         await responses.delete("", response_id)
         stage.engine.gate.open()
         with pytest.raises(HistoryNotSaved):
             [item async for item in items]
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await responses.read("", response_id)
 
 

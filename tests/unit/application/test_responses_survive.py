@@ -11,7 +11,7 @@ from inferapi.application.responses import Responses
 from inferapi.application.sessions import Sessions
 from inferapi.application.turns import TurnGate
 from inferapi.domain.chat import SessionLimits
-from inferapi.domain.errors import SessionNotFound
+from inferapi.domain.errors import ResponseNotFound
 from inferapi.domain.generation import SamplingParams
 from responses_side import answered, question
 from session_contract import ODD
@@ -54,9 +54,9 @@ async def test_what_was_deleted_stays_deleted_and_what_expired_is_forgotten(stag
     responses = opened()
     deleted, expired = await answered(responses, question()), await answered(responses, question())
     await responses.delete("", deleted.response_id)
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await opened().read("", deleted.response_id)
     await opened().read("", expired.response_id)
     await stage.clock.advance(3601)
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(ResponseNotFound):
         await opened().read("", expired.response_id)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fakes import make_facts
@@ -68,9 +70,15 @@ def test_without_parallel_calls_there_is_one():
     assert sampling.constraint != AnswerGrammar(FACTS).calls(TOOLS)
 
 
-def test_a_response_format_beside_tools_that_may_be_called_is_refused():
-    with pytest.raises(InvalidRequest, match="response_format: "):
-        constrained(VALUE, TOOLS, AUTO, FACTS, is_parallel=True)
+def test_a_response_format_beside_tools_that_may_be_called_is_one_of_both():
+    sampling = constrained(VALUE, TOOLS, AUTO, FACTS, is_parallel=False)
+    assert sampling.constraint == AnswerGrammar(FACTS).value_or_calls('{"type": "object"}', TOOLS, most=1)
+
+
+def test_a_strict_tool_is_kept_strictly_where_the_model_is_free_to_call_it():
+    strict = (WEATHER, replace(CLOCK, is_strict=True))
+    sampling = constrained(PLAIN, strict, AUTO, FACTS, is_parallel=True)
+    assert sampling.constraint == AnswerGrammar(FACTS).text_or_calls(strict)
 
 
 def test_a_response_format_says_nothing_where_there_must_be_calls():

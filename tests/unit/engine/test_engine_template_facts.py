@@ -83,6 +83,12 @@ def test_an_answer_begins_inside_where_the_prompt_ends_within_open_tags(end: str
     assert template_facts(chat_tokenizer(template, *TOOL_CONTROL)).reasons_from_start is inside
 
 
+def test_a_template_that_opens_the_tag_may_leave_it_to_the_model_to_close_it() -> None:
+    facts = template_facts(chat_tokenizer(CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")))
+
+    assert facts == TemplateFacts(reasoning_tags=THINK, reasons_from_start=True)
+
+
 def test_tags_in_a_system_prompt_do_not_open_the_answer() -> None:
     template = "{{ 'Think between <think> tags: ' }}" + CHATML
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -65,15 +64,6 @@ class ChatCompletionBody(SamplingBody):
     tools: Annotated[list[ToolBody], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoiceField | None = Field(None, description="Default: auto beside tools, else none.")
     parallel_tool_calls: bool | None = Field(None, description="False: one call at most. Default: true.")
-
-    def unsupported(self) -> Iterator[tuple[str, str]]:
-        """See ``OpenAiBody``."""
-        if self.tool_choice is not None and self.tool_choice.type != "auto":
-            return
-        for number, tool in enumerate(self.tools or ()):
-            if tool.function.strict:
-                reason = "calls are held to their schema under tool_choice required, or of a named function, only"
-                yield f"tools[{number}].function.strict", reason
 
     def prompt(self) -> Prompt:
         """The messages, and the tools that the model is told of."""

@@ -42,12 +42,13 @@ class ResponseTool(OpenAiBody):
     description: Description | None = None
     parameters: JsonText | None = Field(None, description="A JSON schema of the arguments. Without one: none.")
     strict: bool | None = Field(
-        None, description="The arguments keep to the schema: under tool_choice required, or of a named function, only."
+        None, description="The arguments keep to the schema. Where a call is required they do in any case."
     )
 
     def tool(self) -> Tool:
         """The tool."""
-        return Tool(self.name, self.description or "", self.parameters or _NO_PARAMETERS)
+        parameters = self.parameters or _NO_PARAMETERS
+        return Tool(self.name, self.description or "", parameters, is_strict=bool(self.strict))
 
     def told(self) -> dict[str, object]:
         """As the response tells it."""

@@ -77,12 +77,6 @@ class ResponseBody(SamplingBody):
         for number, included in enumerate(self.include or ()):
             if included != LOGPROBS:
                 yield f"include[{number}]", "there is no such thing here to be included"
-        if self.tool_choice is not None and self.tool_choice.type in {"required", "function"}:
-            return
-        for number, tool in enumerate(self.tools or ()):
-            if tool.strict:
-                reason = "calls are held to their schema under tool_choice required, or of a named function, only"
-                yield f"tools[{number}].strict", reason
 
     def question(self, owner: str, policy: OpenAiPolicy) -> Question:
         """What is asked for.

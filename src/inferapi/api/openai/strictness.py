@@ -86,6 +86,9 @@ MESSAGE: Mapping[str, Tolerated] = {  # clients send back the message that they 
     "function_call": Tolerated("tool_calls took its place"),
     "reasoning_content": Tolerated("models do not read the reasoning of earlier turns", types=(str,)),
     "parsed": Tolerated("the content says it", types=(dict, list, str, int, bool)),
+    "provider_specific_fields": Tolerated(
+        "LiteLLM keeps there what it found beside the fields it knows", types=(dict,)
+    ),
 }
 TOOL_CALL: Mapping[str, Tolerated] = {"index": Tolerated("the order says it", types=(int,))}
 TOOL_CALL_FUNCTION: Mapping[str, Tolerated] = {"parsed_arguments": Tolerated("the arguments say it", types=(dict,))}

@@ -25,7 +25,7 @@ class FunctionBody(OpenAiBody):
     description: Description | None = None
     parameters: JsonText | None = Field(None, description="A JSON schema of the arguments. Without one: none.")
     strict: bool | None = Field(
-        None, description="The arguments keep to the schema: under tool_choice required, or of a named function, only."
+        None, description="The arguments keep to the schema. Where a call is required they do in any case."
     )
 
 
@@ -38,7 +38,8 @@ class ToolBody(OpenAiBody):
     def tool(self) -> Tool:
         """The tool."""
         function = self.function
-        return Tool(function.name, function.description or "", function.parameters or _NO_PARAMETERS)
+        parameters = function.parameters or _NO_PARAMETERS
+        return Tool(function.name, function.description or "", parameters, is_strict=bool(function.strict))
 
 
 class NamedFunction(OpenAiBody):
