@@ -12,7 +12,7 @@ from inferapi.processor import cpu_flags, native_kernels_problem
 
 _CGROUP = Path("/sys/fs/cgroup")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 with AVX-512 or AMX; Arm
-_OVERHEAD_BYTES = 21 * 1024**2  # of a worker whose model weighs nothing: measured, docs/benchmarks/memory-fit.md
+_OVERHEAD_BYTES = 27 * 1024**2  # of a worker whose model weighs nothing: measured, docs/benchmarks/memory-fit.md
 
 
 class HostMemoryProbe:
