@@ -278,7 +278,7 @@ class ScriptedEngine:
             finish = Finish(reason, replace(usage, completion_tokens=number), TIMINGS)
             top = request.sampling.top_logprobs
             tokens = () if top is None else (chosen_token(word, number, top),)
-            yield Chunk(word, finish if last and self.fail_with is None else None, tokens)
+            yield Chunk(word, finish if last and self.fail_with is None else None, tokens, number)
         if self.fail_with is not None:
             raise self.fail_with
 

@@ -24,6 +24,10 @@ class AnswerReader:
         index: of the choice.
         reasoning: none where the model does not reason.
         calls: none where there are no tools.
+
+    Attributes:
+        reasoning_tokens: up to the end of the reasoning, tags included, as far as it has come. Pieces of text count as
+            a whole: in the one in which the reasoning ends, so does what follows it.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class AnswerReader:
         self._length = 0  # of all text that came
         self._reasoned_length = 0  # of the text before that in which calls are looked for
         self._tokens: deque[tuple[int, ChosenToken]] = deque()  # not told yet, and where each of them ends
+        self.reasoning_tokens = 0
 
     def read(self, chunk: Chunk) -> list[Part]:
         """The parts that are certain now. The last part of all says why the choice ended, and has no content."""
@@ -52,6 +57,8 @@ class AnswerReader:
             pieces = self._reasoning.push(chunk.text)
             if is_last:
                 pieces += self._reasoning.flush()
+            if self._reasoning.is_inside or not all(piece.text for piece in pieces):
+                self.reasoning_tokens = chunk.completion_tokens
         if self._calls is None:
             return pieces
         read: list[Piece] = []

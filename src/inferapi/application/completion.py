@@ -86,7 +86,8 @@ class Completion:
                         yield part
                     if chunk.finish is not None:
                         finishes[index] = chunk.finish
-        yield _completed([finishes[index] for index in range(n)])
+        reasoning_tokens = sum(reader.reasoning_tokens for reader in readers)
+        yield _completed([finishes[index] for index in range(n)], reasoning_tokens)
 
 
 def _reader(
@@ -107,13 +108,14 @@ def _of_choice(sampling: SamplingParams, index: int) -> SamplingParams:
     return replace(sampling, seed=seed if seed < _SEEDS else seed - _SEEDS)
 
 
-def _completed(finishes: Sequence[Finish]) -> Completed:
+def _completed(finishes: Sequence[Finish], reasoning_tokens: int) -> Completed:
     first = finishes[0].usage
     usage = Usage(
         prompt_tokens=first.prompt_tokens,
         completion_tokens=sum(finish.usage.completion_tokens for finish in finishes),
         dropped_turns=first.dropped_turns,
         cached_tokens=first.cached_tokens,
+        reasoning_tokens=reasoning_tokens,
     )
     return Completed(usage, tuple(finish.timings for finish in finishes))
 

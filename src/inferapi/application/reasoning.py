@@ -33,6 +33,11 @@ class ReasoningParser:
         self._undecided = ""
         self._end = 0
 
+    @property
+    def is_inside(self) -> bool:
+        """The answer is reasoning so far."""
+        return self._place is _Place.INSIDE
+
     def push(self, text: str) -> list[Piece]:
         """Add text; return what is certain now. What may become a tag is held back."""
         self._undecided += text

@@ -58,6 +58,7 @@ def encode_response(response: Response, asked: str) -> Turn:
         "created_at": response.created_at_s,
         "output": [_plain(item) for item in response.output],
         "cached_tokens": response.usage.cached_tokens,
+        "reasoning_tokens": response.usage.reasoning_tokens,
         "told": response.told,
     }
     return Turn(
@@ -86,6 +87,7 @@ def decode_response(turn: Turn) -> Response:
                 "created_at": int() | float() as created_at_s,
                 "output": list(output),
                 "cached_tokens": int(cached_tokens),
+                "reasoning_tokens": int(reasoning_tokens),
                 "told": dict(told),
             },
         ):
@@ -97,7 +99,12 @@ def decode_response(turn: Turn) -> Response:
                 asked=tuple(map(_item, asked)),
                 output=tuple(map(_item, output)),
                 finish_reason=turn.finish_reason,
-                usage=Usage(turn.prompt_tokens, turn.completion_tokens, cached_tokens=cached_tokens),
+                usage=Usage(
+                    turn.prompt_tokens,
+                    turn.completion_tokens,
+                    cached_tokens=cached_tokens,
+                    reasoning_tokens=reasoning_tokens,
+                ),
                 told=told,
             )
     return _refuse()

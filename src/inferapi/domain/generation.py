@@ -149,12 +149,14 @@ class Usage:
     Attributes:
         dropped_turns: were left out to fit the context window.
         cached_tokens: of the prompt, those whose keys and values were in the cache already.
+        reasoning_tokens: of the answer, those up to the end of its reasoning, tags included.
     """
 
     prompt_tokens: int
     completion_tokens: int
     dropped_turns: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -212,8 +214,10 @@ class Chunk:
 
     Attributes:
         tokens: where log-probabilities were asked for, those of the tokens whose text this piece ends with.
+        completion_tokens: generated so far, those of this piece included.
     """
 
     text: str
     finish: Finish | None = field(default=None)
     tokens: tuple[ChosenToken, ...] = ()
+    completion_tokens: int = 0

@@ -160,11 +160,12 @@ class EngineLoop:
         if request.first_token_s is None:
             request.first_token_s = self._now_s()
         if reason is None:
-            return Chunk(text, tokens=answer.tell() if text else ())
+            told = answer.tell() if text else ()
+            return Chunk(text, tokens=told, completion_tokens=request.num_completion_tokens)
         request.finish_reason = reason
         self._drop(request)
         finish = Finish(reason, request.usage(), request.timings(self._now_s()))
-        return Chunk(text, finish, answer.tell())
+        return Chunk(text, finish, answer.tell(), request.num_completion_tokens)
 
     def _fail(self, plan: Plan) -> list[Output]:
         """Give up the requests whose pass found no memory: the newest prompts, or else all of it."""

@@ -51,6 +51,7 @@ async def test_an_answer_is_openais_object_to_the_key(client):
             "completion_tokens": 2,
             "total_tokens": 3,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
 

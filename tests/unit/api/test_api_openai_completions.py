@@ -33,6 +33,7 @@ async def test_an_answer_is_openais_object_to_the_key(client, stage):
             "completion_tokens": 2,
             "total_tokens": 4,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
     (request,) = stage.engine.requests

@@ -60,6 +60,7 @@ async def test_the_usage_is_a_chunk_of_its_own_where_it_is_asked_for(client):
         "completion_tokens": 2,
         "total_tokens": 3,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -119,8 +119,10 @@ async def test_a_format_beside_tools_that_may_be_called_is_a_constraint_for_both
 async def test_reasoning_comes_apart_from_the_content(make):
     _, client_of_it = await make("<think>", "Rome is", " south.</think>", "It is hot.")
     async with client_of_it as client:
-        (choice,) = (await client.post(PATH, json=ASK)).json()["choices"]
+        answer = (await client.post(PATH, json=ASK)).json()
         chunks = chunks_of((await client.post(PATH, json=ASK | {"stream": True})).text)
+    (choice,) = answer["choices"]
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
     assert choice["message"]["reasoning_content"].strip() == "Rome is south."
     assert choice["message"]["content"].strip() == "It is hot."
     deltas = [chunk["delta"] for chunk in chunks]

@@ -40,6 +40,7 @@ CONTRACT = {  # design: the table of errors
     "GenerationTimeout": 504,
     "SessionBusy": 409,
     "SessionNotFound": 404,
+    "ResponseNotFound": 404,
     "SessionExists": 409,
     "SessionStoreUnavailable": 503,
     "OutOfMemory": 503,

@@ -49,6 +49,25 @@ def test_reasoning_text_and_calls_are_told_apart():
     assert [(call.name, call.arguments) for call in choice.tool_calls] == [("weather", '{"city": "Rome"}')]
 
 
+@pytest.mark.parametrize(
+    ("words", "reasoning_tokens"),
+    [
+        (["<think>", "Hm", ".", "</think>", "\n", "Yes"], 4),
+        (["<think>", "</", "think>", "Yes"], 3),
+        (["<think>", "Hm", "."], 4),  # cut off: all of it, the token that has no text included
+        ([" ", "<think>", "</think>"], 3),
+        (["Yes", "</think>"], 0),
+        ([], 0),
+    ],
+)
+def test_tokens_of_the_reasoning_are_counted_with_its_tags(words, reasoning_tokens):
+    counting = reader()
+    chunks = [Chunk(word, completion_tokens=number) for number, word in enumerate(words, start=1)]
+    for chunk in (*chunks, Chunk("", finish(), completion_tokens=len(words) + 1)):
+        counting.read(chunk)
+    assert counting.reasoning_tokens == reasoning_tokens
+
+
 def test_a_call_within_the_reasoning_is_a_thought():
     (choice,) = collected(read(reader(), "<think>", CALL, "</think>", "No."))
     assert (choice.reasoning, choice.text, choice.tool_calls) == (CALL, "No.", ())

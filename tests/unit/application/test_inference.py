@@ -66,7 +66,7 @@ async def test_closing_it_early_stops_the_work_and_gives_the_model_back(stage):
     async with aclosing(stage.inference.infer(Prompt(text="Hi"), GREEDY)) as items:
         first = await anext(items)
         assert stage.engine.in_flight == 1
-    assert first == Chunk("Hello")
+    assert first == Chunk("Hello", completion_tokens=1)
     assert (stage.engine.in_flight, stage.engine.cancelled) == (0, 1)
     assert [line.in_flight for line in stage.lifecycle.status()] == [0]
 

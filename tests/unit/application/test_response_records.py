@@ -33,7 +33,7 @@ RESPONSE = Response(
     asked=ASKED,
     output=OUTPUT,
     finish_reason="length",
-    usage=Usage(10, 5, cached_tokens=3),
+    usage=Usage(10, 5, cached_tokens=3, reasoning_tokens=2),
     told={"metadata": {"a": "b"}, "tools": [], "temperature": 0.5, "user": None},
 )
 TURN = encode_response(RESPONSE, encode_asked(ASKED))
@@ -80,6 +80,7 @@ def test_the_answer_is_stored_in_these_words():
             },
         ],
         "cached_tokens": 3,
+        "reasoning_tokens": 2,
         "told": {"metadata": {"a": "b"}, "tools": [], "temperature": 0.5, "user": None},
     }
 
@@ -126,6 +127,7 @@ def changed(side: str, old: str, new: str):
         changed("user", '"is":"completed"', '"is":["completed"]'),
         changed("user", '"arguments":', '"Arguments":'),
         changed("assistant", '"cached_tokens":3', '"cached_tokens":"3"'),
+        changed("assistant", '"reasoning_tokens":2', '"reasoning_tokens":[]'),
         changed("assistant", '"created_at":100.5', '"created_at":null'),
         changed("assistant", '"told":{', '"told":[],"also":{'),
         changed("assistant", '"c3a9"', '"c3a"'),

@@ -260,4 +260,4 @@ def test_outputs_name_the_request_they_are_for(engine, new_request) -> None:
     loop.submit(new_request(5))
     loop.submit(new_request(6))
 
-    assert loop.step() == [Output(5, Chunk("a")), Output(6, Chunk("a"))]
+    assert loop.step() == [Output(5, Chunk("a", completion_tokens=1)), Output(6, Chunk("a", completion_tokens=1))]

@@ -28,6 +28,12 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """Of the tokens of all choices."""
+
+    reasoning_tokens: int
+
+
 class UsageReply(BaseModel):
     """Tokens counted: the prompt's once, those of all choices."""
 
@@ -35,6 +41,7 @@ class UsageReply(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class FunctionReply(BaseModel):

@@ -94,12 +94,12 @@ def logprobs(tokens: Sequence[ChosenToken]) -> list[dict[str, Any]]:
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    """The tokens. Those of reasoning are among the output's: they are not counted apart."""
+    """The tokens. Those of reasoning are among the output's."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,
     }
 
