@@ -62,7 +62,7 @@ def _line(line: ModelStatus) -> dict[str, Any]:
     facts = dict.fromkeys(field.name for field in fields(EngineFacts))
     if line.facts is not None:
         facts = asdict(line.facts)
-    del facts["model"]
+    del facts["model"], facts["tag_tokens"]  # told as the name; for the grammars of answers alone
     return {
         "name": line.name,
         "state": line.state,
