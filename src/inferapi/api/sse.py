@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from inferapi.api.disconnect import disconnected, until_disconnect
 from inferapi.api.errors import problem
 from inferapi.api.event_pump import MOST_WRITTEN_BYTES, EventPump, Events
+from inferapi.api.write_deadline import WriteDeadline
 from inferapi.domain.errors import InferapiError
 
 log = logging.getLogger(__name__)
@@ -138,14 +139,16 @@ class EventStream(Response):
             TimeoutError: a write took too long.
         """
         is_last = False
-        while not is_last:
-            data, is_last = await self._pump.next()
-            for start in range(0, max(len(data), 1), MOST_WRITTEN_BYTES):  # the last write may be empty
+        async with WriteDeadline(write_timeout_s) as deadline:
+            while not is_last:
+                data, is_last = await self._pump.next()
+                for start in range(0, max(len(data), 1), MOST_WRITTEN_BYTES):  # the last write may be empty
+                    if self._pump.is_stopped:
+                        return
+                    piece = data[start : start + MOST_WRITTEN_BYTES]
+                    more = not is_last or start + MOST_WRITTEN_BYTES < len(data)
+                    deadline.begin()
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+                    deadline.end()
                 if self._pump.is_stopped:
                     return
-                piece = data[start : start + MOST_WRITTEN_BYTES]
-                more = not is_last or start + MOST_WRITTEN_BYTES < len(data)
-                async with asyncio.timeout(write_timeout_s):
-                    await send({"type": "http.response.body", "body": piece, "more_body": more})
-            if self._pump.is_stopped:
-                return
