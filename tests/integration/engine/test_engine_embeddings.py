@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, PreTrainedModel
 
 from inferapi.domain.errors import ContextWindowExceeded, EmbeddingsRefused
 from inferapi.engine.embedder import POOLING_FILE
@@ -157,6 +157,18 @@ def test_a_model_made_for_embedding_pools_as_its_folder_says(
     assert_close(found, own_vector(fresh, prompt_of(40), POOLS[pool]))
     vectors = [own_vector(fresh, prompt_of(40), each) for each in POOLS.values()]
     assert min(float((one - other).norm()) for one in vectors for other in vectors if one is not other) > 0.05
+
+
+def test_an_encoder_that_was_stored_without_an_output_layer_makes_vectors(write_model, load, prompt_of) -> None:
+    folder = write_model("llama")  # for its tokenizer
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    encoder = BertModel(BertConfig(vocab_size=260, **shape)).eval()
+    encoder.save_pretrained(folder)
+
+    found = load(folder).embedder.embed(prompt_of(30))
+
+    assert_close(found, own_vector(encoder, prompt_of(30)))
 
 
 @pytest.mark.parametrize("config", [{"pooling_mode_max_tokens": True}, "{"])
