@@ -7,11 +7,15 @@ import pytest
 from inferapi.api.write_deadline import WriteDeadline
 
 
+async def write_without_end(timeout_s: float) -> None:
+    async with WriteDeadline(timeout_s) as deadline:
+        deadline.begin()
+        await asyncio.get_running_loop().create_future()
+
+
 async def test_a_write_that_does_not_end_is_broken_off():
     with pytest.raises(TimeoutError):
-        async with WriteDeadline(0.05) as deadline:
-            deadline.begin()
-            await asyncio.get_running_loop().create_future()
+        await write_without_end(0.05)
 
 
 async def test_what_is_between_two_writes_may_take_as_long_as_it_likes():
@@ -28,12 +32,7 @@ async def test_errors_and_cancellation_within_it_stay_what_they_are():
         async with WriteDeadline(9.0):
             raise KeyError
 
-    async def write() -> None:
-        async with WriteDeadline(9.0) as deadline:
-            deadline.begin()
-            await asyncio.get_running_loop().create_future()
-
-    task = asyncio.create_task(write())
+    task = asyncio.create_task(write_without_end(9.0))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
