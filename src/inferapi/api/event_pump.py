@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 from inferapi.api.errors import log_cause
+from inferapi.api.write_deadline import MOST_WRITTEN_BYTES
 from inferapi.domain.errors import InferapiError, UnexpectedError
 
 log = logging.getLogger(__name__)
@@ -18,8 +19,6 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 PING_S = 10.0
-MOST_WRITTEN_BYTES = 65_536
-"""One write: as much as a server buffers before it waits for its client, so that a write is progress."""
 MOST_HELD_BYTES = 16 * 1024**2
 """Kept for a client that reads more slowly than its model speaks; one that is further behind is cut off."""
 _LOOK_AGAIN_S = 1.0
@@ -51,7 +50,7 @@ class EventPump:
     def __init__(self, items: AsyncGenerator[T], events: Events[T]) -> None:
         self._event_loop = asyncio.get_running_loop()
         self._held: deque[bytes] = deque()
-        self._held_bytes = 0
+        self._held_bytes = self._last_bytes = 0
         self._error: InferapiError | None = None
         self._is_over = False  # the generator has ended
         self._news: asyncio.Future[None] | None = None  # while somebody waits for events
@@ -104,7 +103,8 @@ class EventPump:
         try:
             async with aclosing(items):
                 async for item in items:
-                    if self._held_bytes > MOST_HELD_BYTES:
+                    # Without the last: what an item makes at once, nobody had time to fetch.
+                    if self._held_bytes - self._last_bytes > MOST_HELD_BYTES:
                         log.warning("a client that is too far behind its stream is cut off")
                         self.stop()
                         break
@@ -121,6 +121,7 @@ class EventPump:
         if data:
             self._held.append(data)
             self._held_bytes += len(data)
+            self._last_bytes = len(data)
             self._ring()
 
     def _last_words(self) -> bytes:

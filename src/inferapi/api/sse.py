@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from inferapi.api.disconnect import disconnected, until_disconnect
 from inferapi.api.errors import problem
-from inferapi.api.event_pump import MOST_WRITTEN_BYTES, EventPump, Events
-from inferapi.api.write_deadline import WriteDeadline
+from inferapi.api.event_pump import EventPump, Events
+from inferapi.api.json_reply import json_reply
+from inferapi.api.write_deadline import MOST_WRITTEN_BYTES, WriteDeadline
 from inferapi.domain.errors import InferapiError
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,7 @@ async def respond(request: Request, items: AsyncGenerator[T], encode: Callable[[
     if stream:
         return await EventStream.start(request, items, PlainEvents(encode))
     last = await until_disconnect(request, _last(items))
-    return json_response(encode(last))
-
-
-def json_response(data: Any) -> Response:
-    """A whole answer."""
-    return Response(_encoder.encode(data), media_type="application/json")
+    return json_reply(encode(last))
 
 
 async def _last(items: AsyncGenerator[T]) -> T:

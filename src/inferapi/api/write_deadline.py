@@ -6,6 +6,9 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
+MOST_WRITTEN_BYTES = 65_536
+"""One write: as much as a server buffers before it waits for its client, so that a write is progress."""
+
 
 class WriteDeadline:
     """Ends what is within it with ``TimeoutError``, once a write has taken for so long, or a little more.

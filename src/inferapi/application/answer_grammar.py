@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+from inferapi.application.tool_calls import TOOL_TAGS
 from inferapi.domain.errors import InvalidRequest
 from inferapi.domain.generation import Constraint, ConstraintKind, Tool
 from inferapi.domain.model import EngineFacts
@@ -21,7 +22,6 @@ MOST_CALLS = 16
 # grammar around it, so that a token may reach over its end; and a model cannot go on with spaces for ever.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
-_OPENINGS = {"hermes": "<tool_call>", "llama3": "<|python_tag|>", "mistral": "[TOOL_CALLS]"}
 _TEXTS = {"hermes": "/(.|\\n)+/", "llama3": "/[ \\t\\r\\n]*[^ \\t\\r\\n{](.|\\n)*/", "mistral": "/(.|\\n)+/"}
 """What may be said beside calls: Llama's may begin an answer without any tag."""
 _ANY_ARGUMENTS = '{"type":"object"}'
@@ -63,20 +63,25 @@ class AnswerGrammar:
             InvalidRequest: as ``calls``.
         """
         tool_format = self._facts.tool_format or ""
-        tag, text = self._tag(_OPENINGS[tool_format]), _TEXTS[tool_format]
+        tag, text = self._tag(TOOL_TAGS[tool_format]), _TEXTS[tool_format]
         rules = ["answer: SAID? | calls", f"SAID: {text}"]
         rules += [f"opened: SAID? {tag} | spelled" if tag.startswith("<") else "opened: spelled"]
-        rules += [f"spelled[lazy]: ({text})? {json.dumps(_OPENINGS[tool_format])}"]
-        return self._constraint([*rules, *self._calls(_freely(tools), most, is_after_text=True)])
+        rules += [f"spelled[lazy]: ({text})? {json.dumps(TOOL_TAGS[tool_format])}"]
+        return self._constraint([*rules, *self._calls(_freely(tools), most, opens="opened? ")])
 
     def value_or_calls(self, schema: str, tools: Sequence[Tool], *, most: int = MOST_CALLS) -> Constraint:
         """A JSON value by its schema, or calls. The arguments of strict tools keep to their schemas.
+
+        An answer that does not begin with the tag of a call is a value, in Llama's format too: there, a bare object
+        may be either.
 
         Raises:
             InvalidRequest: as ``calls`` and ``value``.
         """
         value = f"value: %json {json.dumps(_value_schema(schema))}"
-        return self._constraint(["answer: value | calls", value, self._opened(), *self._calls(_freely(tools), most)])
+        return self._constraint(
+            ["answer: value | calls", value, self._opened(), *self._calls(_freely(tools), most, opens="opened ")]
+        )
 
     def value(self, schema: str) -> Constraint:
         """A JSON value by its schema.
@@ -88,25 +93,30 @@ class AnswerGrammar:
 
     def _opened(self) -> str:
         """The rule ``opened``, where nothing goes before the tag of the first call."""
-        return f"opened: {self._tag(_OPENINGS[self._facts.tool_format or ''])}"
+        return f"opened: {self._tag(TOOL_TAGS[self._facts.tool_format or ''])}"
 
-    def _calls(self, tools: Sequence[Tool], most: int, *, is_after_text: bool = False) -> list[str]:
-        """The rule ``calls``, whose first call begins with ``opened``, and those that it needs but for that one."""
+    def _calls(self, tools: Sequence[Tool], most: int, *, opens: str = "") -> list[str]:
+        """The rule ``calls``, whose first call begins with ``opened``, and those that it needs but for that one.
+
+        Calls that need no tag begin with ``opens``.
+        """
         schemas = [_schema_of(tool) for tool in tools]
         arguments = [f"arguments_{number}: %json {json.dumps(schema)}" for number, schema in enumerate(schemas)]
         if self._facts.tool_format == "hermes":
             opening, closing = self._tag("<tool_call>"), self._tag("</tool_call>")
             body = f"body: {_NEWLINE} object {_NEWLINE} {closing}"
-            calls = f"calls: opened body{_more(f'{_NEWLINE} {opening} body', most)}"
+            calls = f"calls: opened body{_more(f'{_NEWLINE} {opening} body', most)} {_NEWLINE}?"
             return [calls, body, _object(tools, "arguments"), *arguments]
         if self._facts.tool_format == "llama3":
-            calls = f"calls: {'opened? ' if is_after_text else ''}object{_more(f'{_SEMICOLON} object', most)}"
+            calls = f"calls: {opens}object{_more(f'{_SEMICOLON} object', most)}"
             return [calls, _object(tools, "parameters"), *arguments]
         if "[ARGS]" in self._tag_ids:
-            args = self._tag("[ARGS]")
+            has_id = "[CALL_ID]" in self._tag_ids
+            args = ("call_id? " if has_id else "") + self._tag("[ARGS]")
             named = " | ".join(f"{json.dumps(tool.name)} {args} arguments_{n}" for n, tool in enumerate(tools))
             again = self._tag("[TOOL_CALLS]") + " named"
-            return [f"calls: opened named{_more(again, most)}", f"named: {named}", *arguments]
+            rules = [f"call_id: {self._tag('[CALL_ID]')} /[a-zA-Z0-9]{{9}}/"] if has_id else []
+            return [f"calls: opened named{_more(again, most)}", f"named: {named}", *rules, *arguments]
         calls = f'calls: opened " "? "[" object{_more(_COMMA + " object", most)} "]"'
         return [calls, _object(tools, "arguments"), *arguments]
 

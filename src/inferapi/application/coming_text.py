@@ -48,6 +48,10 @@ class ComingText:
             self._at = len(self._buffer) - (0 if self.is_complete else unfinished(self._buffer, tag))
         return found >= 0
 
+    def read_all(self) -> None:
+        """Read what has come."""
+        self._at = len(self._buffer)
+
     # Each reads what it is named for and says whether it was there; what it read of something else stays read
 
     def peek(self) -> Generator[None, None, str]:

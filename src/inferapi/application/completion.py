@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,11 +10,12 @@ from inferapi.application.answer_parts import Completed, Part, Started
 from inferapi.application.answer_reader import AnswerReader
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.reasoning import ReasoningParser
+from inferapi.application.side_by_side import side_by_side
 from inferapi.application.tool_calls import ToolCallParser
 from inferapi.application.tool_choice import AUTO, ToolChoice, constrained, offered
-from inferapi.domain.generation import Chunk, Finish, GenerationRequest, Prompt, SamplingParams, Tool, Usage
+from inferapi.domain.generation import Finish, GenerationRequest, Prompt, SamplingParams, Tool, Usage
 from inferapi.domain.model import EngineFacts, ModelRef
-from inferapi.domain.ports import Clock, TextEngine
+from inferapi.domain.ports import Clock
 
 _SEEDS = 2**64  # the largest number that crosses to the engine is one less
 
@@ -65,19 +65,20 @@ class Completion:
         async with self._lifecycle.lease(model) as engine:
             facts = engine.facts
             tools: Sequence[Tool] = ()
+            or_value = sampling.constraint is not None and not tool_choice.is_forced
             if parses:
                 tools = offered(prompt.tools, tool_choice, facts)
                 prompt = replace(prompt, tools=tuple(tools))
                 sampling = constrained(sampling, tools, tool_choice, facts, is_parallel=parallel_tool_calls)
             most_calls = None if parallel_tool_calls else 1
-            readers = [_reader(index, facts, tools, most_calls, parses=parses) for index in range(n)]
+            readers = [_reader(index, facts, tools, most_calls, parses=parses, or_value=or_value) for index in range(n)]
             deadline_s = arrived_s + self._request_timeout_s
             requests = [
                 GenerationRequest(prompt, _of_choice(sampling, index), arrived_s, deadline_s, salt=owner)
                 for index in range(n)
             ]
             is_started = False
-            async with aclosing(_side_by_side(engine, requests)) as chunks:
+            async with aclosing(side_by_side([engine.generate(request) for request in requests])) as chunks:
                 async for index, chunk in chunks:
                     if not is_started:
                         is_started = True
@@ -91,13 +92,14 @@ class Completion:
 
 
 def _reader(
-    index: int, facts: EngineFacts, tools: Sequence[Tool], most_calls: int | None, *, parses: bool
+    index: int, facts: EngineFacts, tools: Sequence[Tool], most_calls: int | None, *, parses: bool, or_value: bool
 ) -> AnswerReader:
     reasoning, calls = None, None
     if parses and facts.reasoning_tags is not None:
         reasoning = ReasoningParser(facts.reasoning_tags, from_start=facts.reasons_from_start)
     if tools and facts.tool_format is not None:
-        calls = ToolCallParser(facts.tool_format, {tool.name for tool in tools}, max_calls=most_calls)
+        names = {tool.name for tool in tools}
+        calls = ToolCallParser(facts.tool_format, names, max_calls=most_calls, or_value=or_value)
     return AnswerReader(index, reasoning=reasoning, calls=calls)
 
 
@@ -118,45 +120,3 @@ def _completed(finishes: Sequence[Finish], reasoning_tokens: int) -> Completed:
         reasoning_tokens=reasoning_tokens,
     )
     return Completed(usage, tuple(finish.timings for finish in finishes))
-
-
-async def _side_by_side(engine: TextEngine, requests: Sequence[GenerationRequest]) -> AsyncGenerator[tuple[int, Chunk]]:
-    """The chunks of all requests as they come, each with the number of its request."""
-    if len(requests) == 1:  # without a task and a queue in between
-        async with aclosing(engine.generate(requests[0])) as chunks:
-            async for chunk in chunks:
-                yield 0, chunk
-        return
-    items: asyncio.Queue[tuple[int, Chunk] | Exception | None] = asyncio.Queue(maxsize=len(requests))
-    tasks = [asyncio.create_task(_feed(items, engine, number, request)) for number, request in enumerate(requests)]
-    running = len(tasks)
-    try:
-        while running:
-            item = await items.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _feed(
-    items: asyncio.Queue[tuple[int, Chunk] | Exception | None],
-    engine: TextEngine,
-    number: int,
-    request: GenerationRequest,
-) -> None:
-    """Put the chunks of one request, then nothing or its error."""
-    end: Exception | None = None
-    try:
-        async with aclosing(engine.generate(request)) as chunks:
-            async for chunk in chunks:
-                await items.put((number, chunk))
-    except Exception as error:  # noqa: BLE001 - raised where the items are read
-        end = error
-    await items.put(end)

@@ -12,7 +12,9 @@ from inferapi.application.answer_parts import ToolCallPart
 from inferapi.application.answer_pieces import Piece
 from inferapi.application.coming_text import ComingText
 
-TOOL_FORMATS = frozenset({"hermes", "llama3", "mistral"})
+TOOL_TAGS = {"hermes": "<tool_call>", "llama3": "<|python_tag|>", "mistral": "[TOOL_CALLS]"}
+"""What calls begin with in each of the formats that are understood; Llama's may begin an answer without it."""
+TOOL_FORMATS = frozenset(TOOL_TAGS)
 """The values of ``EngineFacts.tool_format`` that are understood."""
 
 _ARGUMENTS = frozenset({"arguments", "parameters"})
@@ -41,9 +43,12 @@ class ToolCallParser:
         tool_format: one of ``TOOL_FORMATS``.
         names: of the tools that were offered; calls of others are text.
         max_calls: those after it are left out.
+        or_value: an answer that does not begin with the tag of a call is a value, and nothing in it is a call.
     """
 
-    def __init__(self, tool_format: str, names: Collection[str], *, max_calls: int | None = None) -> None:
+    def __init__(
+        self, tool_format: str, names: Collection[str], *, max_calls: int | None = None, or_value: bool = False
+    ) -> None:
         readers = {"hermes": self._hermes, "llama3": self._llama3, "mistral": self._mistral}
         self._names = frozenset(names)
         self._longest_name = max(map(len, names), default=0)
@@ -54,7 +59,8 @@ class ToolCallParser:
         self._is_after_call = False
         self._telling: int | None = None  # the call whose arguments are being read
         self._pieces: list[Piece] = []
-        self._reading = self._read(readers[tool_format]())
+        answer = readers[tool_format]()
+        self._reading = self._read(self._value_or(TOOL_TAGS[tool_format], answer) if or_value else answer)
         self.calls = 0
 
     def push(self, text: str) -> list[Piece]:
@@ -78,6 +84,20 @@ class ToolCallParser:
         yield from answer
         if self._space and not self._is_after_call:
             self._pieces.append(Piece(self._text.taken_length, text=self._space))
+
+    def _value_or(self, tag: str, calls: Generator[None]) -> Generator[None]:
+        yield from self._text.space()
+        is_call = yield from self._text.literal(tag)
+        self._text.unread()
+        if is_call:
+            yield from calls
+            return
+        while True:
+            self._text.read_all()
+            self._say()
+            if self._text.is_complete:
+                return
+            yield
 
     # The formats
 

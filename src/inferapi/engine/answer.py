@@ -46,7 +46,8 @@ class Answer:
             return detokenizer.flush(), FinishReason.STOP
         if chances is not None:
             self._untold.append(self._chosen(token, chances))
-        text = detokenizer.push(token, may_stop=request.num_completion_tokens >= sampling.min_new_tokens)
+        may_stop = request.num_completion_tokens >= sampling.min_new_tokens and (matcher is None or matcher.may_end)
+        text = detokenizer.push(token, may_stop=may_stop)
         if detokenizer.stopped:
             return text, FinishReason.STOP
         if matcher is not None and matcher.is_complete:

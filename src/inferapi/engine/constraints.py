@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -31,6 +32,7 @@ MOST_REFERENCES = 1_000
 # As clients know them. A grammar may hold a response format too, behind the reasoning of a model that reasons.
 _FIELDS = {ConstraintKind.JSON_SCHEMA: "response_format", ConstraintKind.GRAMMAR: "tools or response_format"}
 _COMPILE_LIMIT_S = 5.0
+_MOST_COMPILED = 8
 _SLICE_S = 0.25  # whoever waits can be interrupted between two of them
 _STACK_BYTES = 256 * 1024**2  # of addresses: the library follows references by recursion, up to 50,000 steps
 
@@ -55,6 +57,7 @@ class Constrainer:
         self._tokenizer: _Job[LLTokenizer] | None = None
         self._has_no_tokenizer = False
         self._last: _Job[LLMatcher] | None = None
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()  # clients repeat them, and so do choices
 
     def matcher(self, constraint: Constraint) -> AnswerMatcher:
         """A matcher at the beginning of an answer. May be interrupted; what was begun then ends by itself.
@@ -64,6 +67,9 @@ class Constrainer:
             QueueFull: an earlier one that took too long still runs.
         """
         field = _FIELDS[constraint.kind]
+        if (compiled := self._compiled.get(constraint)) is not None:
+            self._compiled.move_to_end(constraint)
+            return AnswerMatcher(compiled.deep_copy(), self._made_tokenizer(field).vocab_size, field)
         grammar = _grammar(constraint, field)
         tokenizer = self._made_tokenizer(field)
         if self._last is not None and not self._last.wait(self._compile_limit_s):
@@ -81,6 +87,9 @@ class Constrainer:
             raise InvalidRequest(problem=f"{field}: it cannot be compiled.") from error
         if matcher.is_error():
             raise InvalidRequest(problem=f"{field}: it cannot be enforced ({as_reason(matcher.get_error())}).")
+        self._compiled[constraint] = matcher.deep_copy()
+        if len(self._compiled) > _MOST_COMPILED:
+            self._compiled.popitem(last=False)
         return AnswerMatcher(matcher, tokenizer.vocab_size, field)
 
     def _made_tokenizer(self, field: str) -> LLTokenizer:

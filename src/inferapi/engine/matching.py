@@ -49,6 +49,11 @@ class AnswerMatcher:
         raise InvalidRequest(problem=f"{self._field}: the answer could not go on as it asks ({reason}).")
 
     @property
+    def may_end(self) -> bool:
+        """What there is keeps to the constraint as it is."""
+        return bool(self.matcher.is_accepting())
+
+    @property
     def is_complete(self) -> bool:
         """Nothing may follow but the end."""
         return self.matcher.is_stopped()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MARKUP = ("<", "[")  # added tokens that are no words, named special or not: <think>, [TOOL_CALLS]
 
+_MOST_EMBEDDED_TOKENS = 8192  # computed in one pass, for which others wait; OpenAI's models take as much
 _CHARACTERS_PER_TOKEN = 6  # of English about 4.5
 
 _MARK_DIGITS = 38  # 126 bits
@@ -99,14 +100,13 @@ class PromptEncoder:
         """Token ids of a text that stands for itself: one to be embedded.
 
         Raises:
-            ContextWindowExceeded: it is longer than the context window.
+            ContextWindowExceeded: it is longer than the context window, or than a vector's pass may be.
             InvalidRequest: there is nothing to encode.
         """
         tokens = _some(self._encode_raw(text))
-        if len(tokens) > self._context_window_tokens:
-            raise ContextWindowExceeded(
-                prompt_tokens=len(tokens), max_new_tokens=0, context_window_tokens=self._context_window_tokens
-            )
+        most = min(self._context_window_tokens, _MOST_EMBEDDED_TOKENS)
+        if len(tokens) > most:
+            raise ContextWindowExceeded(prompt_tokens=len(tokens), max_new_tokens=0, context_window_tokens=most)
         return tokens
 
     def _require_tools(self, prompt: Prompt) -> None:

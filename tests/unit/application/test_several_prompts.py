@@ -9,7 +9,7 @@ import pytest
 from fakes import TIMINGS, Gate, settle
 from inferapi.application.answer_parts import Completed, Part, Started
 from inferapi.application.answer_room import AnswerItem
-from inferapi.application.several_prompts import side_by_side
+from inferapi.application.several_prompts import several
 from inferapi.domain.errors import OutOfMemory
 from inferapi.domain.generation import Usage
 
@@ -38,7 +38,7 @@ class Answer:
 
 
 async def all_of(answers: list[Answer]) -> list[AnswerItem]:
-    async with aclosing(side_by_side([answer.items() for answer in answers], choices_each=2)) as items:
+    async with aclosing(several([answer.items() for answer in answers], choices_each=2)) as items:
         return [item async for item in items]
 
 
@@ -73,7 +73,7 @@ async def test_closing_it_early_ends_all():
     answers = [Answer(name) for name in "abc"]
     for answer in answers:
         answer.gate.hold()
-    async with aclosing(side_by_side([answer.items() for answer in answers], choices_each=2)) as items:
+    async with aclosing(several([answer.items() for answer in answers], choices_each=2)) as items:
         assert await anext(items) == Started("m")
         await settle()
         assert [answer.is_begun for answer in answers] == [True] * 3

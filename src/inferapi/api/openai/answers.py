@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -14,10 +14,11 @@ from starlette.responses import Response
 
 from inferapi.api.disconnect import until_disconnect
 from inferapi.api.event_pump import Events
-from inferapi.api.sse import EventStream, json_response
+from inferapi.api.json_reply import json_reply
+from inferapi.api.sse import EventStream
 from inferapi.application.answer_parts import Choice, Completed, Part, Started, collected
 from inferapi.application.answer_room import AnswerItem
-from inferapi.domain.generation import Usage
+from inferapi.domain.generation import ChosenToken, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,16 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that has come to its end."""
+    """An answer that has come to its end.
+
+    Attributes:
+        logprobs: by the index of the choice, where they were encoded as they came; the choices have no tokens then.
+    """
 
     model: str
     choices: tuple[Choice, ...]
     usage: Usage
+    logprobs: Mapping[int, Sequence[bytes]] = field(default_factory=dict)
 
 
 async def answered(
@@ -58,8 +64,11 @@ async def answered(
     reply: Callable[[Answer], dict[str, Any]],
     *,
     stream: bool,
+    encode_tokens: Callable[[Sequence[ChosenToken]], bytes] | None = None,
 ) -> Response:
     """The items as events, or all of them as one ``reply``.
+
+    ``encode_tokens`` is for answers whose log-probabilities would be too many to encode at the end.
 
     Raises:
         InferapiError: the answer failed; in a stream, only before its first event.
@@ -67,7 +76,7 @@ async def answered(
     """
     if stream:
         return await EventStream.start(request, items, events)
-    return json_response(reply(await until_disconnect(request, _whole(items))))
+    return json_reply(reply(await until_disconnect(request, _whole(items, encode_tokens))))
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -81,15 +90,21 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
-async def _whole(items: AsyncGenerator[AnswerItem]) -> Answer:
+async def _whole(
+    items: AsyncGenerator[AnswerItem], encode_tokens: Callable[[Sequence[ChosenToken]], bytes] | None
+) -> Answer:
     model, usage = "", Usage(0, 0)
+    logprobs: dict[int, list[bytes]] = {}
     parts: list[Part] = []
     async with aclosing(items):
         async for item in items:
             if isinstance(item, Part):
+                if encode_tokens is not None and item.tokens:
+                    logprobs.setdefault(item.index, []).append(encode_tokens(item.tokens))
+                    item = replace(item, tokens=())  # noqa: PLW2901 - thousands of them would be kept
                 parts.append(item)
             elif isinstance(item, Started):
                 model = item.model
             elif isinstance(item, Completed):
                 usage = item.usage
-    return Answer(model, collected(parts), usage)
+    return Answer(model, collected(parts), usage, logprobs)

@@ -14,6 +14,7 @@ from inferapi.api.json_route import JsonRoute
 from inferapi.api.openai.answers import Head, answered
 from inferapi.api.openai.chat_answers import ChatEvents, chat_reply
 from inferapi.api.openai.chat_schema import ChatCompletionBody
+from inferapi.api.openai.logprobs import encoded
 from inferapi.api.openai.replies import ERRORS, ChatCompletion
 from inferapi.api.openai.schema import OpenAiPolicy
 from inferapi.api.openai.strictness import accepted
@@ -108,6 +109,7 @@ def chat_completions_router(completion: Completion, policy: OpenAiPolicy, access
             ChatEvents(head, includes_usage=body.includes_usage, has_logprobs=has_logprobs),
             lambda answer: chat_reply(answer, head, has_logprobs=has_logprobs),
             stream=bool(body.stream),
+            encode_tokens=encoded,
         )
 
     return router

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from inferapi.api.openai.answers import Answer, Head, usage_object
 from inferapi.api.openai.events import ChunkEvents
+from inferapi.api.openai.logprobs import encoded, listed
 from inferapi.application.answer_parts import Choice, Part
-from inferapi.domain.generation import ChosenToken, TokenChance
+from inferapi.domain.generation import ChosenToken
 
 
 class ChatEvents(ChunkEvents):
@@ -40,17 +41,17 @@ class ChatEvents(ChunkEvents):
         tokens: Sequence[ChosenToken] = (),
         finish_reason: str | None = None,
     ) -> bytes:
-        logprobs = _logprobs(tokens) if self._has_logprobs and tokens else None
+        logprobs = _logprobs([encoded(tokens)]) if self._has_logprobs and tokens else None
         return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}])
 
 
 def chat_reply(answer: Answer, head: Head, *, has_logprobs: bool) -> dict[str, Any]:
-    """The whole answer as ``chat.completion``."""
+    """The whole answer as ``chat.completion``; its log-probabilities were encoded as they came."""
     choices = [
         {
             "index": choice.index,
             "message": _message(choice),
-            "logprobs": _logprobs(choice.tokens) if has_logprobs else None,
+            "logprobs": _logprobs(answer.logprobs.get(choice.index, ())) if has_logprobs else None,
             "finish_reason": choice.finish_reason,
         }
         for choice in answer.choices
@@ -85,13 +86,6 @@ def _delta(part: Part) -> dict[str, Any]:
     return {"content": part.text} if part.text else {}
 
 
-def _logprobs(tokens: Sequence[ChosenToken]) -> dict[str, Any]:
-    """The log-probabilities of an answer's tokens, and of the likeliest in the place of each."""
-    content = [
-        _chance(token.chance) | {"top_logprobs": [_chance(chance) for chance in token.likeliest]} for token in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _chance(chance: TokenChance) -> dict[str, Any]:
-    return {"token": chance.text, "logprob": chance.logprob, "bytes": list(chance.data)}
+def _logprobs(pieces: Iterable[bytes]) -> dict[str, Any]:
+    """The log-probabilities of an answer's tokens, encoded piece by piece."""
+    return {"content": listed(pieces), "refusal": None}

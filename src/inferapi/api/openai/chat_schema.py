@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from inferapi.api.openai.message_schema import ChatMessage
-from inferapi.api.openai.schema import Identifier, JsonText, OpenAiPolicy, SamplingBody, TokenLimit, refused
+from inferapi.api.openai.schema import (
+    Identifier,
+    JsonText,
+    OpenAiPolicy,
+    SamplingBody,
+    TokenLimit,
+    refused,
+    require_few_parts,
+)
 from inferapi.api.openai.strictness import CHAT, OpenAiBody
 from inferapi.api.openai.tool_schema import MAX_TOOLS, Description, ToolBody, ToolChoiceField
 from inferapi.application import tool_choice
@@ -53,7 +61,11 @@ class ChatCompletionBody(SamplingBody):
 
     tolerated = CHAT
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)]
+    messages: Annotated[
+        list[ChatMessage],
+        Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES),
+        BeforeValidator(require_few_parts),
+    ]
     max_completion_tokens: TokenLimit | None = Field(
         None, description="Default: what the context window has room for, at most the server's limit."
     )

@@ -18,7 +18,7 @@ from inferapi.api.openai.text_answers import TextEvents, text_reply
 from inferapi.api.openai.text_schema import TextBody
 from inferapi.api.sse import described
 from inferapi.application.completion import Completion
-from inferapi.application.several_prompts import side_by_side
+from inferapi.application.several_prompts import several
 
 _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EXAMPLES: dict[str, Example] = {
@@ -50,7 +50,7 @@ def completions_router(completion: Completion, policy: OpenAiPolicy, access: Acc
         ]
         return await answered(
             request,
-            answers[0] if len(answers) == 1 else side_by_side(answers, choices_each=body.choices),
+            answers[0] if len(answers) == 1 else several(answers, choices_each=body.choices),
             TextEvents(head, includes_usage=body.includes_usage, top=body.logprobs),
             lambda answer: text_reply(answer, head, top=body.logprobs),
             stream=bool(body.stream),

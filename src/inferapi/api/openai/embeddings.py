@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from inferapi.api.auth import Access
 from inferapi.api.disconnect import until_disconnect
+from inferapi.api.json_reply import JsonReply
 from inferapi.api.json_route import JsonRoute
 from inferapi.api.openai.replies import ERRORS, EmbeddingsReply
 from inferapi.api.openai.schema import OpenAiPolicy, refused
@@ -75,14 +76,17 @@ async def _answer(embedding: Embedding, body: EmbeddingsBody, ref: ModelRef, war
     if body.dimensions not in {None, dimensions}:
         raise refused("dimensions", f"the vectors of this model have {dimensions}")
     encode: Callable[[Sequence[float]], Any] = _base64 if body.encoding_format == "base64" else tuple
-    return Response(await _encoded(embedded, encode, warnings), media_type="application/json")
+    return JsonReply(await _encoded(embedded, encode, warnings))
 
 
-async def _encoded(embedded: Embedded, encode: Callable[[Sequence[float]], Any], warnings: tuple[str, ...]) -> bytes:
-    """The reply in JSON, some vectors at a time: thousands of them are millions of numbers."""
+async def _encoded(
+    embedded: Embedded, encode: Callable[[Sequence[float]], Any], warnings: tuple[str, ...]
+) -> list[bytes]:
+    """The reply in JSON, in pieces, some vectors at a time: thousands of them are millions of numbers."""
     encoder = msgspec.json.Encoder()
-    pieces: list[bytes] = []
+    pieces = [b'{"object":"list","data":[']
     for index, vector in enumerate(embedded.embeddings.vectors):
+        pieces.append(b"," if index else b"")
         pieces.append(encoder.encode({"object": "embedding", "index": index, "embedding": encode(vector)}))
         if index % _AT_ONCE == _AT_ONCE - 1:
             await asyncio.sleep(0)
@@ -93,7 +97,7 @@ async def _encoded(embedded: Embedded, encode: Callable[[Sequence[float]], Any],
     }
     if warnings:
         rest["warnings"] = warnings
-    return b'{"object":"list","data":[' + b",".join(pieces) + b"]," + encoder.encode(rest)[1:]
+    return [*pieces, b"],", encoder.encode(rest)[1:]]
 
 
 def _base64(vector: Sequence[float]) -> str:

@@ -48,7 +48,7 @@ class ResponseEvents:
             return self._grew(item)
         if isinstance(item, ItemDone):
             return self._item_done(item)
-        response = response_object(item)
+        response = response_object(item, self._done)
         return self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: InferapiError) -> bytes:
@@ -82,19 +82,19 @@ class ResponseEvents:
 
     def _item_done(self, done: ItemDone) -> bytes:
         index, item, item_id = done.index, done.item, done.item.item_id
-        data = b""
+        data, whole = b"", item_object(item)  # with its log-probabilities, which are encoded once for all events
         if isinstance(item, MessageItem | ReasoningItem):
-            text = "".join(item.texts)
+            (part,) = whole["content"]
             if isinstance(item, MessageItem):
-                told = {"text": text, "logprobs": logprobs(item.tokens)}
+                told = {"text": part["text"], "logprobs": part["logprobs"]}
                 data = self._of_part("response.output_text.done", index, item_id, **told)
             else:
-                data = self._of_part("response.reasoning_text.done", index, item_id, text=text)
-            data += self._of_part("response.content_part.done", index, item_id, part=part_object(item, text))
+                data = self._of_part("response.reasoning_text.done", index, item_id, text=part["text"])
+            data += self._of_part("response.content_part.done", index, item_id, part=part)
         elif isinstance(item, CallItem):
             kind, called = "response.function_call_arguments.done", {"name": item.name, "arguments": item.arguments}
             data = self._event(kind, item_id=item_id, output_index=index, **called)
-        self._done.append(item_object(item))
+        self._done.append(whole)
         return data + self._event("response.output_item.done", output_index=index, item=self._done[-1])
 
     def _of_part(self, kind: str, index: int, item_id: str, **data: object) -> bytes:

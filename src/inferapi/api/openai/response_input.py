@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from inferapi.api.openai.message_schema import CallId
-from inferapi.api.openai.schema import Identifier, PlainText
+from inferapi.api.openai.schema import Identifier, PlainText, require_few_parts
 from inferapi.api.openai.strictness import OpenAiBody, Tolerated
 from inferapi.application.response_items import (
     CallItem,
@@ -136,7 +136,7 @@ def _texts(parts: list[ItemTextPart] | None) -> tuple[str, ...]:
 
 
 def _as_items(items: Any) -> Any:
-    return [{"role": "user", "content": items}] if isinstance(items, str) else items
+    return [{"role": "user", "content": items}] if isinstance(items, str) else require_few_parts(items)
 
 
 InputItems = Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_ITEMS)]

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from inferapi.api.openai.errors import openai_error
+from inferapi.api.openai.logprobs import encoded, listed
 from inferapi.application.response_items import CallItem, CallOutputItem, Item, MessageItem, ReasoningItem
 from inferapi.application.response_records import Response
 from inferapi.application.responses import Begun
 from inferapi.domain.errors import InferapiError
-from inferapi.domain.generation import ChosenToken, FinishReason, TokenChance, Usage
+from inferapi.domain.generation import ChosenToken, FinishReason, Usage
 
 
-def response_object(response: Response) -> dict[str, Any]:
-    """A response that is whole, or as whole as it gets."""
+def response_object(response: Response, output: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A response that is whole, or as whole as it gets; with the objects of its ``output``, if there are such."""
     is_whole = response.finish_reason != FinishReason.LENGTH
     return _object(response.response_id, response.created_at_s, response.model) | {
         "status": "completed" if is_whole else "incomplete",
         "completed_at": int(response.completed_at_s) if is_whole else None,
         "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
-        "output": [item_object(item) for item in response.output],
+        "output": [item_object(item) for item in response.output] if output is None else [*output],
         "usage": usage_object(response.usage),
         **response.told,
     }
@@ -86,11 +89,9 @@ def part_object(item: MessageItem | ReasoningItem, text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs(item.tokens)}
 
 
-def logprobs(tokens: Sequence[ChosenToken]) -> list[dict[str, Any]]:
-    """Each token, and the likeliest ones in its place."""
-    return [
-        _chance(token.chance) | {"top_logprobs": [_chance(chance) for chance in token.likeliest]} for token in tokens
-    ]
+def logprobs(tokens: Sequence[ChosenToken]) -> msgspec.Raw:
+    """Each token, and the likeliest ones in its place, in JSON."""
+    return listed([encoded(tokens)])
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -119,7 +120,3 @@ def _object(response_id: str, created_at_s: float, model: str) -> dict[str, Any]
         "output": [],
         "usage": None,
     }
-
-
-def _chance(chance: TokenChance) -> dict[str, Any]:
-    return {"token": chance.text, "logprob": chance.logprob, "bytes": list(chance.data)}

@@ -12,6 +12,7 @@ from starlette.responses import Response as HttpResponse
 
 from inferapi.api.auth import Access, owner_of
 from inferapi.api.disconnect import until_disconnect
+from inferapi.api.json_reply import json_reply
 from inferapi.api.json_route import JsonRoute
 from inferapi.api.openai.response_events import ResponseEvents
 from inferapi.api.openai.response_objects import item_object, response_object
@@ -24,7 +25,7 @@ from inferapi.api.openai.response_replies import (
 )
 from inferapi.api.openai.responses_schema import LOGPROBS, ResponseBody
 from inferapi.api.openai.schema import OpenAiPolicy, refused
-from inferapi.api.sse import EventStream, json_response
+from inferapi.api.sse import EventStream
 from inferapi.application.response_output import ItemChange
 from inferapi.application.response_records import Response
 from inferapi.application.responses import Begun, Responses
@@ -75,19 +76,19 @@ def responses_router(responses: Responses, policy: OpenAiPolicy, access: Access)
         items = _in_terms_of_here(responses.respond(body.question(owner_of(request), policy)))
         if body.stream:
             return await EventStream.start(request, items, ResponseEvents())
-        return json_response(response_object(await until_disconnect(request, _last(items))))
+        return json_reply(response_object(await until_disconnect(request, _last(items))))
 
     @router.get("/responses/{response_id}", response_model=ResponseReply, responses=STORED_ERRORS)
     async def read(response_id: str, request: Request) -> HttpResponse:
         """A stored response, as it was told when it was made."""
         _refuse_unknown(request, {"stream": "false", "include_obfuscation": "false"})
-        return json_response(response_object(await responses.read(owner_of(request), response_id)))
+        return json_reply(response_object(await responses.read(owner_of(request), response_id)))
 
     @router.delete("/responses/{response_id}", response_model=DeletedReply, responses=STORED_ERRORS)
     async def delete(response_id: str, request: Request) -> HttpResponse:
         """Forget a response. Those that went on from it stay; one that is still being made is not stored."""
         await responses.delete(owner_of(request), response_id)
-        return json_response({"id": response_id, "object": "response", "deleted": True})
+        return json_reply({"id": response_id, "object": "response", "deleted": True})
 
     @router.get("/responses/{response_id}/input_items", response_model=ItemsReply, responses=STORED_ERRORS)
     async def input_items(
@@ -107,7 +108,7 @@ def responses_router(responses: Responses, policy: OpenAiPolicy, access: Access)
                 raise refused("after", "the response has no such item")
             items = items[places[0] :]
         told = [item_object(item) for item in items[:limit]]
-        return json_response(
+        return json_reply(
             {
                 "object": "list",
                 "data": told,

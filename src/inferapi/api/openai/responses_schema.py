@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from inferapi.api.openai.chat_schema import MAX_TOP_LOGPROBS
 from inferapi.api.openai.response_input import Input
@@ -33,10 +33,20 @@ _RESPONSE: Mapping[str, Tolerated] = {
     "truncation": Tolerated("nothing is left out of an input that is too long", values=("disabled",)),
 }
 
+_MOST_METADATA = 16
+
+
+def _as_few(metadata: Any) -> Any:
+    if isinstance(metadata, dict) and len(metadata) > _MOST_METADATA:  # before each of them is looked at
+        raise ValueError(f"at most {_MOST_METADATA} labels")
+    return metadata
+
+
 Label = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[
     dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
-    Field(max_length=16),
+    Field(max_length=_MOST_METADATA),
+    BeforeValidator(_as_few),
 ]
 
 
@@ -74,6 +84,8 @@ class ResponseBody(SamplingBody):
         """See ``OpenAiBody``."""
         if self.choices > 1:
             yield "n", "a response is one answer"
+        if self.stream_options is not None and self.stream_options.include_usage:
+            yield "stream_options.include_usage", "the last event tells the usage in any case"
         for number, included in enumerate(self.include or ()):
             if included != LOGPROBS:
                 yield f"include[{number}]", "there is no such thing here to be included"

@@ -21,10 +21,25 @@ MAX_TOKEN_ID = 2**31 - 1
 _MOST_BIAS = 100.0
 _LEAST_TOP_P = 1e-6  # of OpenAI's 0, too: the likeliest token alone
 _MOST_JSON_CHARACTERS = 65_536
+_MOST_JSON_DEPTH = 64
+_MOST_PARTS_IN_ALL = 4096
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 PlainText = Annotated[str, StringConstraints(max_length=1_000_000)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+def require_few_parts(messages: Any) -> Any:
+    """Messages or items as they are, before the parts of each are looked at.
+
+    Raises:
+        ValueError: they have too many parts in all.
+    """
+    if isinstance(messages, list):
+        contents = (value for each in messages if isinstance(each, dict) for value in each.values())
+        if sum(len(value) for value in contents if isinstance(value, list)) > _MOST_PARTS_IN_ALL:
+            raise ValueError(f"at most {_MOST_PARTS_IN_ALL} parts in all")
+    return messages
 
 
 def _as_list(stop: Any) -> Any:
@@ -65,7 +80,19 @@ def _as_json_text(value: Any) -> str:
         raise ValueError("a JSON object that can be written in UTF-8") from error
     if len(text) > _MOST_JSON_CHARACTERS:
         raise ValueError(f"at most {_MOST_JSON_CHARACTERS} characters of JSON")
+    if _is_deeper(value, _MOST_JSON_DEPTH):
+        raise ValueError(f"a JSON object of at most {_MOST_JSON_DEPTH} levels")
     return text
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    layer = [value]
+    for _ in range(most):
+        inner = (each.values() if isinstance(each, dict) else each for each in layer if isinstance(each, dict | list))
+        layer = [each for values in inner for each in values]
+        if not layer:
+            return False
+    return True
 
 
 StopStrings = Annotated[
