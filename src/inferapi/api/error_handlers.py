@@ -101,7 +101,7 @@ def _place(loc: Sequence[str | int], *, indexed: bool) -> str:
     source, *path = loc
     if source == "header":  # named by the route, not by the client
         return ".".join(map(str, path))
-    if source != "body":
+    if source != "body" and not indexed:  # OpenAI names a parameter alone, wherever it stands
         path = [source, *path]
     place = ""
     for step in path:

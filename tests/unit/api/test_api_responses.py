@@ -18,6 +18,13 @@ WEATHER = {
     "description": "The weather in a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
+
+
+def nested(depth: int) -> dict:
+    """A JSON object of so many levels."""
+    return {"items": nested(depth - 1)} if depth > 1 else {}
+
+
 CALL = ("Wait.", '<tool_call>\n{"name": "weather", "arguments"', ': {"city": "Oslo"}}\n</tool_call>')
 
 
@@ -308,6 +315,10 @@ async def test_reasoning_is_an_item_before_the_message(make_stage, client_of):
         ({"text": {"verbosity": "high"}}, "text.verbosity"),
         ({"include": ["message.output_text.logprobs", "file_search_call.results"]}, "include[1]"),
         ({"n": 2}, "n"),
+        ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),
+        ({"metadata": {str(number): 0 for number in range(80_000)}}, "metadata"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": ""}] * 250}] * 20}, "input"),
+        ({"tools": [WEATHER | {"parameters": nested(65)}]}, "tools[0].parameters"),
         ({"messages": []}, "messages"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"tools": [WEATHER | {"defer_loading": True}]}, "tools[0].defer_loading"),

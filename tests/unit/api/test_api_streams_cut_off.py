@@ -24,11 +24,11 @@ BODIES = [
 class Reader:
     """A client whose connection takes so many writes, and more when it is told to."""
 
-    def __init__(self, app, path: str, body: dict, *, writes: int) -> None:
+    def __init__(self, app, path: str, body: dict, *, writes: int, stream: bool = True) -> None:
         self.bodies: list[bytes] = []
         self.more: list[bool] = []
         self._room = asyncio.Semaphore(writes)
-        self._messages = [{"type": "http.request", "body": json.dumps(body | {"stream": True}).encode()}]
+        self._messages = [{"type": "http.request", "body": json.dumps(body | {"stream": stream}).encode()}]
         scope = {
             "type": "http",
             "method": "POST",
@@ -122,6 +122,40 @@ async def test_a_client_too_far_behind_is_cut_off_and_its_work_ended(make_stage,
     assert client.task.done()
     assert b"[DONE]" not in b"".join(client.bodies)
     assert False not in client.more
+
+
+async def test_what_one_item_makes_at_once_is_no_fault_of_the_client(make_stage, reader, monkeypatch):
+    monkeypatch.setattr(event_pump, "MOST_HELD_BYTES", 4000)
+    stage = await make_stage("x" * 400)
+    await stage.load()
+    client = reader(stage.app(), "/v1/responses", {"model": "gpt2", "input": "Hi"}, writes=1000)
+    await client.task
+    assert b"event: response.completed" in b"".join(client.bodies)
+
+
+@pytest.mark.parametrize("writes", [0, 2])
+async def test_a_whole_answer_that_nobody_takes_is_cut_off(stage, reader, loop_time, writes):
+    text = "x" * 250_000
+    app = stage.app(max_body_bytes=300_000)
+    await stage.load()
+    client = reader(app, "/infer", {"text": text}, writes=writes, stream=False)
+    await loop_time(29.0)
+    assert not client.task.done()
+    await loop_time(2.0)
+    assert client.task.done()
+    assert client.task.exception() is None
+    assert (len(client.bodies), False in client.more) == (writes, False)
+
+
+async def test_a_whole_answer_goes_out_in_several_writes(stage, reader):
+    text = "x" * 150_000
+    app = stage.app(max_body_bytes=200_000)
+    await stage.load()
+    client = reader(app, "/infer", {"text": text}, writes=100, stream=False)
+    await client.task
+    assert json.loads(b"".join(client.bodies)) == {"input": text, "result": "Hello there"}
+    assert max(len(body) for body in client.bodies) == 65_536
+    assert client.more == [*([True] * (len(client.more) - 1)), False]
 
 
 async def test_an_event_longer_than_a_write_goes_out_whole_in_several(stage, reader):

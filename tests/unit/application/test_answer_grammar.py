@@ -214,6 +214,36 @@ def test_beside_tools_a_value_or_calls_are_the_answer(vocabulary, tool_format):
 
 
 @pytest.mark.parametrize(("vocabulary", "tool_format"), FORMATS)
+@pytest.mark.parametrize(
+    ("text", "is_accepted"),
+    [('{"a": 1}', True), ('{"a": "x"}', False), ('{"name": "weather", "parameters": {"city": "Bern"}}', False)],
+)
+def test_beside_tools_a_value_may_be_an_object(vocabulary, tool_format, text, is_accepted):
+    schema = '{"properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}'
+    assert vocabulary.accepts(grammar(vocabulary, tool_format).value_or_calls(schema, STRICT), text) is is_accepted
+
+
+def test_in_llamas_format_a_call_beside_a_value_has_the_tag():
+    constraint = grammar(PLAIN, "llama3").value_or_calls('{"type": "array"}', STRICT)
+    call = '{"name": "clock", "parameters": {}}'
+    assert PLAIN.accepts(constraint, f"<|python_tag|>{call}")
+    assert not PLAIN.accepts(constraint, call)
+
+
+def test_an_answer_may_end_with_a_new_line_after_its_calls():
+    call = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    assert TAGGED.accepts(grammar(TAGGED, "hermes").text_or_calls(STRICT), f"{call}\n")
+
+
+def test_a_call_may_have_an_id_where_the_vocabulary_has_a_tag_for_it():
+    named = Vocabulary("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
+    text = '[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Rome"}'
+    assert named.accepts(grammar(named, "mistral").calls(TOOLS), text)
+    assert named.accepts(grammar(named, "mistral").calls(TOOLS), text.replace("[CALL_ID]a1B2c3D4e", ""))
+    assert not named.accepts(grammar(named, "mistral").calls(TOOLS), text.replace("a1B2c3D4e", "a1"))
+
+
+@pytest.mark.parametrize(("vocabulary", "tool_format"), FORMATS)
 def test_one_call_is_one_call(vocabulary, tool_format):
     constraint = grammar(vocabulary, tool_format).calls([CLOCK], most=1)
     assert calls_in(tool_format, vocabulary.speak(constraint, random.Random(1))) == [("clock", "{}")]

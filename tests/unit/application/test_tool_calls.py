@@ -93,6 +93,26 @@ def test_llama_calls_are_objects_at_the_beginning_or_after_the_tag(text, items):
 
 
 @pytest.mark.parametrize(
+    ("tool_format", "text", "items"),
+    [
+        ("hermes", f'["<tool_call>{CALL}</tool_call>"]', [f'["<tool_call>{CALL}</tool_call>"]']),
+        ("hermes", f" <tool_call>{CALL}</tool_call>", [ROME]),
+        ("llama3", LLAMA_CALL, [LLAMA_CALL]),
+        ("llama3", f"<|python_tag|>{LLAMA_CALL}", [ROME]),
+        ("mistral", '{"a": "[TOOL_CALLS]weather{}"}', ['{"a": "[TOOL_CALLS]weather{}"}']),
+        ("mistral", "[1]", ["[1]"]),
+        ("mistral", f"[TOOL_CALLS][{CALL}]", [ROME]),
+        ("mistral", "[TOOL", ["[TOOL"]),
+        ("hermes", "", []),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_where_a_value_may_be_the_answer_nothing_in_it_is_a_call(tool_format, text, items, size):
+    chunks = [text[start : start + size] for start in range(0, len(text), size)]
+    assert told(tool_format, *chunks, or_value=True) == items
+
+
+@pytest.mark.parametrize(
     ("text", "items"),
     [
         (f"[TOOL_CALLS][{CALL}]", [ROME]),

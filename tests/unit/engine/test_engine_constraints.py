@@ -193,6 +193,27 @@ class Tokenizers:
         return LLTokenizer(self._tokenizer.to_str(), eos_token=[0])
 
 
+def test_what_was_compiled_before_is_not_compiled_again_and_each_answer_has_its_own(
+    constrainer: Constrainer, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    compile_one = constraints.LLMatcher
+    monkeypatch.setattr(
+        constraints, "LLMatcher", lambda *args, **kwargs: compiled.append(1) or compile_one(*args, **kwargs)
+    )
+    first, second = constrainer.matcher(NO), constrainer.matcher(NO)
+    for token in byte_tokenizer.encode("no").ids:
+        first.take(token, is_end=False)
+    third = constrainer.matcher(NO)
+
+    assert len(compiled) == 1
+    assert (first.may_end, second.may_end, third.may_end) == (True, False, False)
+    for number in range(20):
+        constrainer.matcher(Constraint(ConstraintKind.GRAMMAR, f'start: "{number}"'))
+    constrainer.matcher(NO)
+    assert len(compiled) == 22  # those that were not asked for lately are forgotten
+
+
 def test_the_tokenizer_is_made_once_and_when_it_is_needed(byte_tokenizer: Tokenizer) -> None:
     make = Tokenizers(byte_tokenizer)
     constrainer = Constrainer(make)

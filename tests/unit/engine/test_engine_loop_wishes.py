@@ -96,6 +96,14 @@ def told(items: Items) -> list[str]:
     return ["".join(token.chance.text for token in item.tokens) for item in items if isinstance(item, Chunk)]
 
 
+def test_a_stop_string_cuts_no_answer_that_must_keep_to_something(engine, constrained) -> None:
+    kept = constrained('start: "a.b" /[c.]*/', stop=(".",))
+    items = drain(engine("a.bc.c"), kept)[0]
+
+    assert text(items) == "a.bc"
+    assert items[-1].finish.reason is FinishReason.STOP
+
+
 def test_each_token_is_told_with_its_text(engine, new_request) -> None:
     items = drain(engine("hi!"), new_request(top_logprobs=2))[0]
 

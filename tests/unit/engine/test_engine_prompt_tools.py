@@ -340,3 +340,10 @@ def test_a_text_beyond_the_context_window_is_refused_with_counts() -> None:
 
 def test_a_text_that_fills_the_context_window_is_none_too_long() -> None:
     assert len(PromptEncoder(chat_tokenizer(CHATML), 100).encode_text("x" * 99)) == 100
+
+
+def test_a_text_for_a_vector_is_no_longer_than_one_pass_may_be(ending) -> None:
+    with pytest.raises(ContextWindowExceeded) as refusal:
+        PromptEncoder(ending, 100_000).encode_text("a b " * 8192)
+
+    assert refusal.value.facts["context_window_tokens"] == 8192

@@ -17,8 +17,7 @@ from inferapi.api.openai.schema import (
     require_few_parts,
 )
 from inferapi.api.openai.strictness import CHAT, OpenAiBody
-from inferapi.api.openai.tool_schema import MAX_TOOLS, Description, ToolBody, ToolChoiceField
-from inferapi.application import tool_choice
+from inferapi.api.openai.tool_schema import MAX_TOOLS, Description, ToolBody, ToolChoiceField, chosen
 from inferapi.application.tool_choice import ToolChoice
 from inferapi.domain.generation import Constraint, ConstraintKind, Prompt, SamplingParams
 
@@ -89,16 +88,7 @@ class ChatCompletionBody(SamplingBody):
             InvalidRequest: it names none of the tools, or there are none, or two have the same name.
         """
         names = [tool.function.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            raise refused("tools", "two of them have the same name")
-        if self.tool_choice is None:
-            return tool_choice.AUTO
-        choice = self.tool_choice.choice()
-        if not names and choice not in {tool_choice.AUTO, tool_choice.NONE}:
-            raise refused("tool_choice", "there are no tools")
-        if choice.name is not None and choice.name not in names:
-            raise refused("tool_choice", "it names none of the tools")
-        return choice
+        return chosen(self.tool_choice.choice() if self.tool_choice else None, names)
 
     @property
     def limit_tokens(self) -> int | None:

@@ -12,10 +12,8 @@ from inferapi.api.openai.response_input import Input
 from inferapi.api.openai.response_settings import ReasoningConfig, ResponseTool, TextConfig, ToolChoiceField
 from inferapi.api.openai.schema import OpenAiPolicy, PlainText, SamplingBody, TokenLimit, refused
 from inferapi.api.openai.strictness import CHAT, Tolerated, accepted
-from inferapi.api.openai.tool_schema import MAX_TOOLS
-from inferapi.application import tool_choice
+from inferapi.api.openai.tool_schema import MAX_TOOLS, chosen
 from inferapi.application.responses import Question
-from inferapi.application.tool_choice import ToolChoice
 
 LOGPROBS = "message.output_text.logprobs"
 """The one thing that can be included."""
@@ -97,6 +95,7 @@ class ResponseBody(SamplingBody):
             InvalidRequest: fields contradict each other, or the server's limits, or are not supported.
             ModelNameInvalid: ``model`` is no model name.
         """
+        tools = self.tools or ()
         warnings = accepted(self, lenient=policy.lenient_params)
         includes_logprobs = LOGPROBS in (self.include or ())
         if self.top_logprobs and not includes_logprobs:
@@ -112,27 +111,16 @@ class ResponseBody(SamplingBody):
             owner=owner,
             items=tuple(item.item() for item in self.input),
             sampling=sampling,
-            tool_choice=self._choice(),
+            tool_choice=chosen(self.tool_choice.choice() if self.tool_choice else None, [tool.name for tool in tools]),
             instructions=self.instructions,
             previous_response_id=self.previous_response_id,
             has_limit=self.max_output_tokens is not None,
             stores=self.store is not False,
-            tools=tuple(tool.tool() for tool in self.tools or ()),
+            tools=tuple(tool.tool() for tool in tools),
             parallel_tool_calls=self.parallel_tool_calls is not False,
             model=self.ref(),
             told=self._told() | ({"warnings": list(warnings)} if warnings else {}),
         )
-
-    def _choice(self) -> ToolChoice:
-        names = [tool.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            raise refused("tools", "two of them have the same name")
-        choice = self.tool_choice.choice() if self.tool_choice else tool_choice.AUTO
-        if not names and choice not in {tool_choice.AUTO, tool_choice.NONE}:
-            raise refused("tool_choice", "there are no tools")
-        if choice.name is not None and choice.name not in names:
-            raise refused("tool_choice", "it names none of the tools")
-        return choice
 
     def _told(self) -> dict[str, object]:
         """The settings, as every response tells them again."""

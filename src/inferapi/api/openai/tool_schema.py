@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from inferapi.api.openai.schema import Identifier, JsonText
+from inferapi.api.openai.schema import Identifier, JsonText, refused
 from inferapi.api.openai.strictness import OpenAiBody
 from inferapi.application import tool_choice
 from inferapi.application.tool_choice import ToolChoice
@@ -73,6 +74,22 @@ class ToolChoiceBody(OpenAiBody):
             return ToolChoice.named(self.function.name)
         words = {"none": tool_choice.NONE, "auto": tool_choice.AUTO, "required": tool_choice.REQUIRED}
         return words[self.type]
+
+
+def chosen(choice: ToolChoice | None, names: Sequence[str]) -> ToolChoice:
+    """The choice among tools of these names; as the model likes, where nobody says.
+
+    Raises:
+        InvalidRequest: it names none of the tools, or there are none, or two have the same name.
+    """
+    if len(set(names)) < len(names):
+        raise refused("tools", "two of them have the same name")
+    choice = choice or tool_choice.AUTO
+    if choice.is_forced and not names:
+        raise refused("tool_choice", "there are no tools")
+    if choice.name is not None and choice.name not in names:
+        raise refused("tool_choice", "it names none of the tools")
+    return choice
 
 
 def _as_object(choice: Any) -> Any:
