@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from openai.types import responses as types
 from pydantic import TypeAdapter
 
 from responses_side import typed_events
-
-types = pytest.importorskip("openai.types.responses")
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 FORMAT = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}
