@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import queue
 import struct
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory, QueueFull
 from inferapi.engine.loop import Output, is_out_of_memory
+from inferapi.worker.message_thread import MessageThread
 from inferapi.worker.messages import Embed, Embedded
 
 log = logging.getLogger(__name__)
@@ -25,13 +24,12 @@ class EmbeddingJob:
     texts: deque[list[int]]
 
 
-class TextThread:
-    """Requests in, jobs out, in order: a long text delays no step.
+class TextThread(MessageThread[Embed, EmbeddingJob | Output]):
+    """Requests in, jobs out. One that is cancelled comes out at its next text.
 
     Args:
         encode: a text to token ids.
-        deliver: takes a result, in this thread.
-        on_end: told should the thread ever end: nothing would be encoded any more.
+        deliver, on_end: as ``MessageThread`` has them.
     """
 
     def __init__(
@@ -41,39 +39,8 @@ class TextThread:
         deliver: Callable[[EmbeddingJob | Output], None],
         on_end: Callable[[], None],
     ) -> None:
+        super().__init__("texts", deliver=deliver, on_end=on_end)
         self._encode = encode
-        self._deliver = deliver
-        self._on_end = on_end
-        self._waiting: queue.SimpleQueue[Embed] = queue.SimpleQueue()
-        self._pending: set[int] = set()
-        self._cancelled: set[int] = set()
-
-    def start(self) -> None:
-        """Begin."""
-        threading.Thread(target=self._run, name="texts", daemon=True).start()
-
-    def put(self, message: Embed) -> None:
-        """Encode its texts when their turn comes; for the reader thread."""
-        self._pending.add(message.request_id)
-        self._waiting.put(message)
-
-    def cancel(self, request_id: int) -> None:
-        """Nobody waits for them any more; for the reader thread. A result comes all the same, at the next text."""
-        if request_id in self._pending:
-            self._cancelled.add(request_id)
-
-    def _run(self) -> None:
-        try:
-            while True:
-                message = self._waiting.get()
-                self._deliver(self._encoded(message))
-                self._pending.discard(message.request_id)
-                self._cancelled.discard(message.request_id)
-        except BaseException:
-            log.exception("the thread for texts ended")
-            raise
-        finally:
-            self._on_end()
 
     def _encoded(self, message: Embed) -> EmbeddingJob | Output:
         job = EmbeddingJob(message.request_id, deque())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,6 +13,7 @@ from inferapi.engine.matching import AnswerMatcher
 from inferapi.engine.prompt_encoder import PromptEncoder
 from inferapi.engine.request import Request
 from inferapi.worker.interruption import Interrupted, Interruptible
+from inferapi.worker.message_thread import MessageThread
 from inferapi.worker.messages import Generate
 
 log = logging.getLogger(__name__)
@@ -22,14 +21,13 @@ log = logging.getLogger(__name__)
 _Encoded = tuple[list[int], int, AnswerMatcher | None]  # token ids, turns left out, and the constraint of the answer
 
 
-class PromptThread:
+class PromptThread(MessageThread[Generate, Request | Output]):
     """Prompts in, requests for the engine out; each ends at its deadline or its cancel, whatever its template does.
 
     The constraint of an answer is compiled here too.
 
     Args:
-        deliver: takes a result, in this thread.
-        on_end: told should the thread ever end: nothing would be encoded any more.
+        deliver, on_end: as ``MessageThread`` has them.
     """
 
     def __init__(
@@ -40,46 +38,20 @@ class PromptThread:
         deliver: Callable[[Request | Output], None],
         on_end: Callable[[], None],
     ) -> None:
+        super().__init__("encoder", deliver=deliver, on_end=on_end)
         self._encoder = encoder
         self._constrainer = constrainer
-        self._deliver = deliver
-        self._on_end = on_end
-        self._waiting: queue.SimpleQueue[Generate] = queue.SimpleQueue()
-        self._pending: set[int] = set()
-        self._cancelled: set[int] = set()
         self._interruptible = Interruptible()
-
-    def start(self) -> None:
-        """Begin."""
-        threading.Thread(target=self._run, name="encoder", daemon=True).start()
-
-    def put(self, message: Generate) -> None:
-        """Encode it when its turn comes; for the reader thread."""
-        self._pending.add(message.request_id)
-        self._waiting.put(message)
 
     def cancel(self, request_id: int) -> None:
         """Nobody waits for it any more; for the reader thread. Its result comes all the same, at once."""
         if request_id in self._pending:
-            self._cancelled.add(request_id)  # first, then interrupt: the encoder looks here once it can be interrupted
+            super().cancel(request_id)  # first, then interrupt: the encoder looks there once it can be interrupted
             self._interruptible.interrupt(request_id)
 
     def is_stuck(self) -> bool:
         """Look after what is overdue, about once a second; whether it can never be ended."""
         return self._interruptible.watch()
-
-    def _run(self) -> None:
-        try:
-            while True:
-                message = self._waiting.get()
-                self._deliver(self._encoded(message))
-                self._pending.discard(message.request_id)
-                self._cancelled.discard(message.request_id)
-        except BaseException:
-            log.exception("the encoder thread ended")
-            raise
-        finally:
-            self._on_end()
 
     def _encoded(self, message: Generate) -> Request | Output:
         request, encoder = message.request, self._encoder
