@@ -26,18 +26,19 @@ class JsonReply(Response):
     def __init__(self, pieces: Sequence[bytes]) -> None:
         super().__init__(media_type="application/json")
         self._pieces = pieces
-        self.headers["Content-Length"] = str(sum(map(len, pieces)))
+        self._bytes = sum(map(len, pieces))
+        self.headers["Content-Length"] = str(self._bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sent_bytes, all_bytes = 0, sum(map(len, self._pieces))
+        sent_bytes = 0
         try:
             async with WriteDeadline(scope["app"].state.stream_write_timeout_s) as deadline:
                 for data in _writes(self._pieces):
                     sent_bytes += len(data)
                     deadline.begin()
-                    await send({"type": "http.response.body", "body": data, "more_body": sent_bytes < all_bytes})
+                    await send({"type": "http.response.body", "body": data, "more_body": sent_bytes < self._bytes})
                     deadline.end()
         except TimeoutError:
             log.warning("a client that does not read its answer is cut off")

@@ -13,7 +13,7 @@ MOST_WRITTEN_BYTES = 65_536
 class WriteDeadline:
     """Ends what is within it with ``TimeoutError``, once a write has taken for so long, or a little more.
 
-    It looks now and then. A timeout around every write costs a tenth of what an event costs.
+    It looks now and then. A timeout around every write takes a tenth to a fifth of the API's time for an event.
     """
 
     def __init__(self, timeout_s: float) -> None:

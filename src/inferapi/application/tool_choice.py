@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
@@ -46,16 +46,25 @@ NONE = ToolChoice(ToolChoiceKind.NONE)
 REQUIRED = ToolChoice(ToolChoiceKind.REQUIRED)
 
 
+def require_among(choice: ToolChoice, names: Collection[str]) -> None:
+    """Refuse a choice that the tools of these ``names`` do not allow.
+
+    Raises:
+        InvalidRequest: it asks for a call where there are no tools, or names none of them.
+    """
+    if choice.is_forced and not names:
+        raise InvalidRequest(problem="tool_choice: there are no tools")
+    if choice.name is not None and choice.name not in names:
+        raise InvalidRequest(problem="tool_choice: it names none of the tools")
+
+
 def offered(tools: Sequence[Tool], choice: ToolChoice, facts: EngineFacts) -> tuple[Tool, ...]:
     """The tools that the model is told of.
 
     Raises:
         InvalidRequest: there are none to choose from, or the model does not know how to call any.
     """
-    if choice.is_forced and not tools:
-        raise InvalidRequest(problem="tool_choice: it asks for a call, and there are no tools")
-    if choice.name is not None and choice.name not in {tool.name for tool in tools}:
-        raise InvalidRequest(problem="tool_choice: it names a function that is not among the tools")
+    require_among(choice, {tool.name for tool in tools})
     if not tools or choice.kind is ToolChoiceKind.NONE:
         return ()
     if facts.tool_format not in TOOL_FORMATS:

@@ -1,6 +1,7 @@
 """Log-probabilities of tokens, as chat completions and responses tell them.
 
-They are most of an answer's bytes where they are told, so each is encoded once and as it comes.
+They are most of an answer's bytes where they are told: whole chats encode them as they come, streams of responses once
+for all events that tell them again.
 """
 
 from __future__ import annotations

@@ -85,10 +85,7 @@ def chosen(choice: ToolChoice | None, names: Sequence[str]) -> ToolChoice:
     if len(set(names)) < len(names):
         raise refused("tools", "two of them have the same name")
     choice = choice or tool_choice.AUTO
-    if choice.is_forced and not names:
-        raise refused("tool_choice", "there are no tools")
-    if choice.name is not None and choice.name not in names:
-        raise refused("tool_choice", "it names none of the tools")
+    tool_choice.require_among(choice, names)  # before a model is loaded for it
     return choice
 
 
