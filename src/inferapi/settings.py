@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: PositiveInt = Field(1_048_576, description="The largest request body.")
     request_timeout_s: Seconds = Field(300.0, description="An answer must be finished by then.")
-    stream_write_timeout_s: Seconds = Field(30.0, description="A client that does not read its stream is cut off.")
+    stream_write_timeout_s: Seconds = Field(30.0, description="A client that does not read its answer is cut off.")
     load_stall_timeout_s: Seconds = Field(120.0, description="A load that makes no progress for so long is given up.")
     worker_heartbeat_timeout_s: Seconds = Field(
         15.0, description="A worker that gives no sign of life for so long is killed and replaced."
