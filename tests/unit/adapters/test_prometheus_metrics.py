@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 
 from fakes import make_facts
@@ -13,15 +11,14 @@ from inferapi.domain.errors import leaves
 from inferapi.domain.model import EngineLoad
 from inferapi.domain.states import ModelState, ModelStatus
 from inferapi.domain.telemetry import (
-    SILENT,
     FirstToken,
     LoadOutcome,
     SilentMetrics,
     StepTally,
-    Telemetry,
     UnloadReason,
     counts_as_rejected,
 )
+from metrics_contract import MetricsContract, hear_everything
 from metrics_page import MetricsPage
 
 PROMISED = {
@@ -181,11 +178,15 @@ def test_a_failed_generation_is_not_rejected_too():
     assert not_rejected == {"GenerationTimeout", "GenerationAborted", "ModelCrashed", "OutOfMemory", "HistoryNotSaved"}
 
 
-def test_those_that_keep_nothing_hear_everything():
-    named = [name for name, _ in inspect.getmembers(Telemetry, inspect.isfunction) if not name.startswith("_")]
-    assert len(named) == 8
-    for name in named:
-        assert inspect.signature(getattr(SilentMetrics, name)) == inspect.signature(getattr(Telemetry, name))
-        assert inspect.signature(getattr(PrometheusMetrics, name)) == inspect.signature(getattr(Telemetry, name))
-    SILENT.engine_stepped("gpt2", StepTally(generation_tokens=1))
-    assert SILENT.page([resident()]) == b""
+class TestPrometheusMetrics(MetricsContract):
+    """Of the fixture above."""
+
+
+class TestSilentMetrics(MetricsContract):
+    @pytest.fixture
+    def metrics(self):
+        return SilentMetrics()
+
+    def test_it_keeps_nothing(self, metrics):
+        hear_everything(metrics, "gpt2")
+        assert metrics.page([resident()]) == b""
