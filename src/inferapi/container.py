@@ -8,8 +8,10 @@ from urllib.parse import unquote
 from dependency_injector import containers, providers
 
 from inferapi.adapters.host_memory import HostMemoryProbe
+from inferapi.adapters.measured_sessions import MeasuredSessionStore
 from inferapi.adapters.memory_sessions import MemorySessionStore
 from inferapi.adapters.nvml_gpu import NvmlGpuProbe
+from inferapi.adapters.prometheus_metrics import PrometheusMetrics
 from inferapi.adapters.redis_sessions import RedisSessionStore
 from inferapi.adapters.sqlite_sessions import SqliteSessionStore
 from inferapi.adapters.system_clock import SystemClock
@@ -88,6 +90,12 @@ def make_access(settings: Settings) -> Access:
     return Access([ApiKey(key.id, key.digest, key.scopes) for key in settings.api_keys])
 
 
+def make_metrics(settings: Settings) -> PrometheusMetrics:
+    """Metrics that know the models that the operator names, so that these have series from the start."""
+    named = (settings.model, *settings.allowed_models, *settings.pinned_models)
+    return PrometheusMetrics([name for name in named if name and not set(name) & set("*?[")])
+
+
 def make_policy(settings: Settings) -> LifecyclePolicy:
     """What the operator decided about models."""
     return LifecyclePolicy(
@@ -114,6 +122,7 @@ class Container(containers.DeclarativeContainer):
     settings = providers.Dependency(instance_of=Settings)
 
     clock = providers.Singleton(SystemClock)
+    metrics = providers.Singleton(make_metrics, settings)
     probe = providers.Singleton(make_probe, settings.provided.device)
     models = providers.Singleton(
         TransformersRepository,
@@ -125,16 +134,18 @@ class Container(containers.DeclarativeContainer):
         log_level=settings.provided.log_level,
         log_as_text=settings.provided.logs_as_text,
         heartbeat_timeout_s=settings.provided.worker_heartbeat_timeout_s,
+        telemetry=metrics,
     )
     session_store = providers.Singleton(make_session_store, settings, clock)
+    measured_sessions = providers.Singleton(MeasuredSessionStore, session_store, metrics)
 
     lifecycle = providers.Singleton(
-        ModelLifecycle, models, launcher, probe, clock, providers.Callable(make_policy, settings)
+        ModelLifecycle, models, launcher, probe, clock, providers.Callable(make_policy, settings), metrics
     )
     inference = providers.Singleton(Inference, lifecycle, clock, settings.provided.request_timeout_s)
     session_policy = providers.Singleton(make_session_policy, settings)
-    turns = providers.Singleton(TurnGate, session_store, clock, session_policy)
-    sessions = providers.Singleton(Sessions, session_store, turns, clock, session_policy)
+    turns = providers.Singleton(TurnGate, measured_sessions, clock, session_policy)
+    sessions = providers.Singleton(Sessions, measured_sessions, turns, clock, session_policy)
     conversation = providers.Singleton(Conversation, inference, turns, clock, session_policy)
     completion = providers.Singleton(Completion, lifecycle, clock, settings.provided.request_timeout_s)
     responses = providers.Singleton(Responses, completion, sessions, turns, clock)
@@ -160,4 +171,5 @@ class Container(containers.DeclarativeContainer):
         ),
         max_body_bytes=settings.provided.max_body_bytes,
         stream_write_timeout_s=settings.provided.stream_write_timeout_s,
+        metrics=metrics,
     )

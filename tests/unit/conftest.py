@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-pytest.register_assert_rewrite("contracts", "session_contract", "session_list_contract")
+pytest.register_assert_rewrite("contracts", "session_contract", "session_list_contract", "metrics_contract")
 
 from fakes import (  # noqa: E402 - so that its asserts tell what they saw
     FakeClock,
@@ -21,6 +21,8 @@ from fakes import (  # noqa: E402 - so that its asserts tell what they saw
     make_profile,
     settle,
 )
+from inferapi.adapters.measured_sessions import MeasuredSessionStore  # noqa: E402
+from inferapi.adapters.prometheus_metrics import PrometheusMetrics  # noqa: E402
 from inferapi.api.app import OpenAiUseCases, create_app  # noqa: E402
 from inferapi.api.auth import Access, ApiKey  # noqa: E402
 from inferapi.api.openai.schema import OpenAiPolicy  # noqa: E402
@@ -83,14 +85,21 @@ class Stage:
         self.models = FakeModelRepository(*(make_profile(name) for name in ("gpt2", "other", "third", "org/name")))
         self.launcher = FakeEngineLauncher(*words)
         self.store = FlakySessionStore(self.clock)
+        self.metrics = PrometheusMetrics()
+        measured = MeasuredSessionStore(self.store, self.metrics)
         session_policy = SessionPolicy(
             "Be brief.", wait_s=10.0, lease_s=8.0, limits=limits or SessionLimits(1000, 10**6)
         )
-        self.turns = TurnGate(self.store, self.clock, session_policy)
+        self.turns = TurnGate(measured, self.clock, session_policy)
         self.elsewhere = TurnGate(self.store, self.clock, session_policy)  # another process on the same store
-        self.sessions = Sessions(self.store, self.turns, self.clock, session_policy)
+        self.sessions = Sessions(measured, self.turns, self.clock, session_policy)
         self.lifecycle = ModelLifecycle(
-            self.models, self.launcher, self.probe, self.clock, LifecyclePolicy(**{"max_batch": 4, **policy})
+            self.models,
+            self.launcher,
+            self.probe,
+            self.clock,
+            LifecyclePolicy(**{"max_batch": 4, **policy}),
+            self.metrics,
         )
         self.inference = Inference(self.lifecycle, self.clock, request_timeout_s)
         self.conversation = Conversation(self.inference, self.turns, self.clock, session_policy)
@@ -173,6 +182,7 @@ class Stage:
             openai_policy=OpenAiPolicy(max_new_tokens=600, lenient_params=lenient_params),
             max_body_bytes=max_body_bytes,
             stream_write_timeout_s=30.0,
+            metrics=self.metrics,
         )
 
     async def aclose(self) -> None:

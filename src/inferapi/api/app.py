@@ -14,6 +14,7 @@ from inferapi.api.chat import chat_router
 from inferapi.api.error_handlers import PROBLEMS, add_error_handlers
 from inferapi.api.health import health_router
 from inferapi.api.infer import infer_router
+from inferapi.api.metrics import metrics_router
 from inferapi.api.middleware import BodyGate, RequestIds
 from inferapi.api.models import models_router
 from inferapi.api.openai.chat import chat_completions_router
@@ -34,6 +35,7 @@ from inferapi.application.inference import Inference
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.responses import Responses
 from inferapi.application.sessions import Sessions
+from inferapi.domain.telemetry import SILENT, Metrics
 
 _STREAM = 'data: {"delta":"Hello"}\n\ndata: {"result":"Hello"}\n\ndata: [DONE]\n\n'
 
@@ -60,6 +62,7 @@ def create_app(
     openai_policy: OpenAiPolicy,
     max_body_bytes: int,
     stream_write_timeout_s: float,
+    metrics: Metrics = SILENT,
 ) -> FastAPI:
     """The ASGI app.
 
@@ -79,9 +82,11 @@ def create_app(
     # For a server that can do it before it stops to listen, and for one that is told not to wait.
     app.state.drain, app.state.abort = lifecycle.drain, lifecycle.abort
     app.state.stream_write_timeout_s = stream_write_timeout_s
+    app.state.metrics = metrics
     native = (
         models_router(lifecycle, access),
         status_router(lifecycle, access),
+        metrics_router(lifecycle, metrics, access),
         sessions_router(sessions, access),
         system_prompt_router(sessions, access),
         health_router(lifecycle, sessions),

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from inferapi.api.errors import PROBLEM_MEDIA_TYPE, ProblemException, details_response, log_cause, problem_response
+from inferapi.api.metrics import note_error
 from inferapi.api.openai.errors import error_object, error_response_of, openai_response, speaks_openai
 from inferapi.domain.errors import InferapiError, InvalidJson, InvalidRequest
 
@@ -46,7 +47,8 @@ _MOST_TOLD = 10
 
 
 def error_response(scope: Scope, error: InferapiError) -> Response:
-    """The error as a response: OpenAI's shape under ``/v1``, problem details elsewhere."""
+    """The error as a response: OpenAI's shape under ``/v1``, problem details elsewhere. It is counted."""
+    note_error(scope, error)
     return openai_response(error) if speaks_openai(scope) else problem_response(error)
 
 

@@ -70,6 +70,11 @@ class EventPump:
         if self._error is not None and not self._held:
             raise self._error
 
+    @property
+    def error(self) -> InferapiError | None:
+        """What it went wrong with, once it has."""
+        return self._error
+
     async def next(self) -> tuple[bytes, bool]:
         """Events since the last call, for one write, none only if the pump was stopped; and whether they are the last.
 

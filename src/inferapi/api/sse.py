@@ -17,6 +17,7 @@ from inferapi.api.disconnect import disconnected, until_disconnect
 from inferapi.api.errors import problem
 from inferapi.api.event_pump import EventPump, Events
 from inferapi.api.json_reply import json_reply
+from inferapi.api.metrics import note_error
 from inferapi.api.write_deadline import MOST_WRITTEN_BYTES, WriteDeadline
 from inferapi.domain.errors import InferapiError
 
@@ -127,6 +128,8 @@ class EventStream(Response):
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
             await pump.aclose()
+            if pump.error is not None:
+                note_error(scope, pump.error)
 
     async def _send_all(self, send: Send, write_timeout_s: float) -> None:
         """Send what there is as it comes, until the last of it or until nobody listens.

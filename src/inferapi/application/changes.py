@@ -17,6 +17,7 @@ from inferapi.application.unloading import Departure, ModelUnloads
 from inferapi.domain.errors import LoadCancelled, ModelNotLoaded, OperationInProgress, ShuttingDown
 from inferapi.domain.model import EngineFacts, ModelRef
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import UnloadReason
 
 
 class Changes:
@@ -73,7 +74,8 @@ class Changes:
         await asyncio.wait({job.task})
         if not job.task.cancelled() and job.task.exception() is None:
             self._fleet.unpin(replaced)
-            await self.take_away([r for r in self._fleet.residents if r.key == replaced], f"replaced by {job.key.ref}")
+            left = [r for r in self._fleet.residents if r.key == replaced]
+            await self.take_away(left, UnloadReason.REPLACED, f"replaced by {job.key.ref}")
 
     async def joined(self, job: LoadJob, listener: Listener | None) -> EngineFacts:
         """Wait for its end. A caller that leaves only stops waiting.
@@ -130,11 +132,11 @@ class Changes:
         if fleet.current == key:
             fleet.current = None
         fleet.unpin(key)
-        await self.take_away([r for r in fleet.residents if r.key == key], "asked for")
+        await self.take_away([r for r in fleet.residents if r.key == key], UnloadReason.ASKED, "asked for")
         return key.ref
 
-    async def take_away(self, residents: list[Resident], reason: str) -> None:
+    async def take_away(self, residents: list[Resident], why: UnloadReason, reason: str) -> None:
         """Drain and end them; goes on if the caller leaves."""
-        departure = Departure(reason, self._fleet.policy.drain_timeout_s, cuts=True)
+        departure = Departure(why, reason, self._fleet.policy.drain_timeout_s, cuts=True)
         tasks = [self._unloads.begin(resident, departure) for resident in residents]
         await asyncio.gather(*(asyncio.shield(task) for task in tasks))

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from inferapi.application.answer_parts import Completed, Part, Started
 from inferapi.application.answer_reader import AnswerReader
+from inferapi.application.counted import counted_answer
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.reasoning import ReasoningParser
 from inferapi.application.side_by_side import side_by_side
@@ -78,7 +79,8 @@ class Completion:
                 for index in range(n)
             ]
             is_started = False
-            async with aclosing(side_by_side([engine.generate(request) for request in requests])) as chunks:
+            answers = [counted_answer(engine, request, self._lifecycle.telemetry) for request in requests]
+            async with aclosing(side_by_side(answers)) as chunks:
                 async for index, chunk in chunks:
                     if not is_started:
                         is_started = True

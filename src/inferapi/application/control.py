@@ -20,6 +20,7 @@ from inferapi.application.unloading import Departure, ModelUnloads
 from inferapi.application.waiting import Waiter
 from inferapi.domain.errors import ModelLoading, ModelNotLoaded, OperationInProgress
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import UnloadReason
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +190,7 @@ class ControlLoop:
             if resident.is_free and not resident.pinned:
                 due_s = resident.last_used_s + self.threshold_s
                 if now_s >= due_s:
-                    self._unloads.begin(resident, Departure(f"not used for {self.threshold_s} s", 0.0, cuts=False))
+                    reason = f"not used for {self.threshold_s} s"
+                    self._unloads.begin(resident, Departure(UnloadReason.IDLE, reason, 0.0, cuts=False))
                 else:
                     yield due_s

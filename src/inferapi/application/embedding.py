@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inferapi.application.counted import counted_vectors
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.domain.generation import EmbeddingRequest, Embeddings
 from inferapi.domain.model import ModelRef
@@ -38,4 +39,5 @@ class Embedding:
         arrived_s = self._clock.monotonic_s()
         request = EmbeddingRequest(tuple(texts), arrived_s, arrived_s + self._request_timeout_s)
         async with self._lifecycle.lease(model) as engine:
-            return Embedded(engine.facts.model, await engine.embed(request))
+            embeddings = await counted_vectors(engine, request, self._lifecycle.telemetry, self._clock)
+            return Embedded(engine.facts.model, embeddings)

@@ -23,6 +23,7 @@ from inferapi.domain.errors import QueueFull
 from inferapi.domain.model import EngineSpec, ModelRef
 from inferapi.domain.ports import Clock, TextEngine
 from inferapi.domain.states import ModelState, ModelStatus
+from inferapi.domain.telemetry import SILENT, LoadOutcome, Telemetry, UnloadReason
 
 MOST_SOUGHT = 4
 """Models that are resolved and downloaded at once because requests name them: requests choose names freely."""
@@ -37,9 +38,10 @@ class Fleet:
         was_ready: some model has been in memory.
     """
 
-    def __init__(self, clock: Clock, policy: LifecyclePolicy) -> None:
+    def __init__(self, clock: Clock, policy: LifecyclePolicy, telemetry: Telemetry = SILENT) -> None:
         self.clock = clock
         self.policy = policy
+        self.telemetry = telemetry
         self.bell = Bell(clock)
         self.residents = Residents(clock, self.bell)
         self.jobs = Jobs()
@@ -156,6 +158,7 @@ class Fleet:
         """It ended, one way or the other; also one that was cancelled before its first step."""
         if self.jobs.find(job.key) is job and job.state is ModelState.QUEUED:
             self.journal.record(EventKind.LOAD_CANCELLED, str(job.key.ref), job.state.value, elapsed_s=0.0)
+            self.telemetry.load_ended(str(job.key.ref), LoadOutcome.CANCELLED, 0.0)
         self.jobs.discard(job)
         self.bell.ring()
 
@@ -168,6 +171,7 @@ class Fleet:
             self.journal.record(
                 EventKind.CRASHED, str(resident.key.ref), "its process ended", requests_in_flight=resident.leases
             )
+            self.telemetry.model_unloaded(str(resident.key.ref), UnloadReason.CRASHED)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run something in the background, kept until it ends."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from inferapi.application.counted import counted_answer
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.domain.generation import Chunk, Finish, GenerationRequest, Prompt, SamplingParams
 from inferapi.domain.model import ModelRef
@@ -50,11 +51,12 @@ class Inference:
         """
         arrived_s = self._clock.monotonic_s()
         request = GenerationRequest(prompt, sampling, arrived_s, arrived_s + self._request_timeout_s, affinity, owner)
-        async with self._lifecycle.lease(model) as engine, aclosing(engine.generate(request)) as chunks:
+        async with self._lifecycle.lease(model) as engine:
             parts: list[str] = []
-            async for chunk in chunks:
-                if chunk.text:
-                    parts.append(chunk.text)
-                    yield chunk
-                if chunk.finish is not None:
-                    yield Answered("".join(parts), engine.facts.model, chunk.finish)
+            async with aclosing(counted_answer(engine, request, self._lifecycle.telemetry)) as chunks:
+                async for chunk in chunks:
+                    if chunk.text:
+                        parts.append(chunk.text)
+                        yield chunk
+                    if chunk.finish is not None:
+                        yield Answered("".join(parts), engine.facts.model, chunk.finish)

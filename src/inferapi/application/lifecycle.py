@@ -27,6 +27,7 @@ from inferapi.domain.errors import ModelNotLoaded, ShuttingDown
 from inferapi.domain.model import Device, EngineFacts, LoadOptions, ModelRef
 from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, ModelRepository, TextEngine
 from inferapi.domain.states import ModelStatus
+from inferapi.domain.telemetry import SILENT, Telemetry, UnloadReason
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,13 @@ class ModelLifecycle:
         probe: GpuProbe,
         clock: Clock,
         policy: LifecyclePolicy,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self._models = models
         self._launcher = launcher
         self._policy = policy
-        self._fleet = fleet = Fleet(clock, policy)
+        self.telemetry = telemetry
+        self._fleet = fleet = Fleet(clock, policy, telemetry)
         self._admission = Admission(probe, policy)
         self._placement = Placement(fleet, self._admission)
         self._unloads = ModelUnloads(fleet, probe)
@@ -124,7 +127,7 @@ class ModelLifecycle:
         else:
             facts = await self._changes.joined(self._changes.explicit(key, replaces=replaced, pinned=pinned), listener)
         left = [r for r in self._fleet.residents if r.key == replaced and r.key != self._fleet.current]
-        await self._changes.take_away(left, f"replaced by {ref}")
+        await self._changes.take_away(left, UnloadReason.REPLACED, f"replaced by {ref}")
         return facts
 
     async def unload(self, ref: ModelRef | None = None) -> tuple[ModelRef, bool]:
@@ -178,7 +181,11 @@ class ModelLifecycle:
             QueueFull: too many wait for it already.
             ModelUnavailable: it may not be loaded, or loading it failed.
         """
-        resident = await self._acquire(ref)
+        try:
+            resident = await self._acquire(ref)
+        except asyncio.CancelledError:
+            self.telemetry.request_aborted(str(ref or self.current or ""))
+            raise
         try:
             yield resident.engine
         finally:
@@ -260,7 +267,7 @@ class ModelLifecycle:
         fleet.waiting.refuse_all(ShuttingDown)
         for job in fleet.jobs:
             job.task.cancel()
-        leaving = self._changes.take_away(list(fleet.residents), "the server ends")
+        leaving = self._changes.take_away(list(fleet.residents), UnloadReason.SHUTDOWN, "the server ends")
         try:
             async with asyncio.timeout(self._policy.drain_timeout_s + _LAST_S):
                 await asyncio.gather(leaving, *(job.task for job in fleet.jobs), return_exceptions=True)

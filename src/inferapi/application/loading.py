@@ -34,6 +34,7 @@ from inferapi.domain.errors import (
 from inferapi.domain.model import EngineSpec, ModelProfile
 from inferapi.domain.ports import EngineLauncher, ModelRepository, TextEngine
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import LoadOutcome, UnloadReason
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,13 @@ class ModelLoads:
             self._break_off(job, ModelState.CANCELLED, error)
             stage = job.ended_in or job.state
             fleet.journal.record(EventKind.LOAD_CANCELLED, model, stage.value, elapsed_s=round(job.elapsed_s, 3))
+            fleet.telemetry.load_ended(model, LoadOutcome.CANCELLED, job.elapsed_s)
             raise error from None
         except InferapiError as error:
             kind = EventKind.LOAD_REFUSED if isinstance(error, _REFUSALS) else EventKind.LOAD_FAILED
             fleet.journal.record(kind, model, error.message, code=error.code, elapsed_s=round(job.elapsed_s, 3))
+            refused = kind is EventKind.LOAD_REFUSED
+            fleet.telemetry.load_ended(model, LoadOutcome.REFUSED if refused else LoadOutcome.FAILED, job.elapsed_s)
             self._break_off(job, ModelState.FAILED, error)
             if job.ended_in in _COSTLY or not isinstance(error, ModelsInUse | InsufficientMemory):
                 fleet.failures.note(job.key, error)  # that there is no place is nothing against the model
@@ -101,6 +105,7 @@ class ModelLoads:
                 code=told.code,
                 elapsed_s=round(job.elapsed_s, 3),
             )
+            fleet.telemetry.load_ended(model, LoadOutcome.FAILED, job.elapsed_s)
             fleet.failures.note(job.key, told)
             self._break_off(job, ModelState.FAILED, told)
             raise
@@ -193,11 +198,13 @@ class ModelLoads:
         replaced = [victim for victim in victims if victim.key == job.replaces or victim.key.ref == job.key.ref]
         evicted = [victim for victim in victims if victim not in replaced]
         try:
-            await self._unloads.remove(evicted, Departure(f"made room for {job.key.ref}", job.patience_s, cuts=False))
+            reason = f"made room for {job.key.ref}"
+            await self._unloads.remove(evicted, Departure(UnloadReason.EVICTED, reason, job.patience_s, cuts=False))
         except BaseException:
             self._unloads.reprieve(replaced)
             raise
-        await self._unloads.remove(replaced, Departure(f"replaced by {job.key.ref}", timeout_s, cuts=job.explicit))
+        reason = f"replaced by {job.key.ref}"
+        await self._unloads.remove(replaced, Departure(UnloadReason.REPLACED, reason, timeout_s, cuts=job.explicit))
 
     async def _launch(self, job: LoadJob, profile: ModelProfile, path: str) -> tuple[EngineSpec, TextEngine]:
         """Load it; if memory runs out nevertheless, unload all that is idle and try once more."""
@@ -236,6 +243,7 @@ class ModelLoads:
             estimate_error_ratio=round(facts.memory_bytes / report.loaded_bytes, 4) if report.loaded_bytes else None,
             promised_bytes=report.needed_bytes,
         )
+        self._fleet.telemetry.load_ended(facts.model, LoadOutcome.LOADED, job.elapsed_s)
         return resident
 
     def _same_as(self, twin: Resident, job: LoadJob) -> Resident:

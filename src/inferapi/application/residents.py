@@ -112,6 +112,7 @@ class Resident:
             unloads_in_s=unloads_in_s,
             pinned=self.pinned,
             facts=self.engine.facts,
+            load=load,
         )
 
 

@@ -12,6 +12,7 @@ from inferapi.application.journal import EventKind
 from inferapi.application.launching import Launching
 from inferapi.application.residents import Resident
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import LoadOutcome
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,12 @@ class Restoration:
         except Exception as error:
             job.ends(ModelState.FAILED)
             fleet.journal.record(EventKind.RESTORE_FAILED, model, type(error).__name__)
+            fleet.telemetry.load_ended(model, LoadOutcome.RESTORE_FAILED, job.elapsed_s)
             raise
         finally:
             fleet.over(job)
         for name in victim.names:
             fleet.residents.name(resident, name)
         fleet.journal.record(EventKind.RESTORED, model, "what it made room for failed to load")
+        fleet.telemetry.load_ended(model, LoadOutcome.RESTORED, job.elapsed_s)
         return resident

@@ -14,6 +14,7 @@ from inferapi.domain.errors import ModelsInUse
 from inferapi.domain.model import DeviceKind
 from inferapi.domain.ports import GpuProbe
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import UnloadReason
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,12 @@ class Departure:
     """Why models go, and how long they may take.
 
     Attributes:
+        why: in one word; ``reason`` says it to people.
         drain_timeout_s: how long the requests that use them may go on.
         cuts: what still runs then is cut off; otherwise the models stay after all.
     """
 
+    why: UnloadReason
     reason: str
     drain_timeout_s: float
     cuts: bool
@@ -62,7 +65,7 @@ class ModelUnloads:
                 self.reprieve(residents)
         if not may_end:
             raise ModelsInUse(models=", ".join(str(r.key.ref) for r in residents if r.leases))
-        await asyncio.gather(*(self._ended(resident, departure.reason) for resident in residents))
+        await asyncio.gather(*(self._ended(resident, departure) for resident in residents))
 
     def reprieve(self, residents: Sequence[Resident]) -> None:
         """They need not go after all, as far as this departure is concerned."""
@@ -79,14 +82,14 @@ class ModelUnloads:
             await self._fleet.bell.changed(remaining_s)
         return True
 
-    async def _ended(self, resident: Resident, reason: str) -> None:
+    async def _ended(self, resident: Resident, departure: Departure) -> None:
         if resident.state is ModelState.DRAINING:
             resident.to(ModelState.UNLOADING)
-            resident.ending = self._fleet.spawn(self._end(resident, reason), f"ending {resident.key.ref}")
+            resident.ending = self._fleet.spawn(self._end(resident, departure), f"ending {resident.key.ref}")
         if resident.ending is not None:
             await asyncio.shield(resident.ending)
 
-    async def _end(self, resident: Resident, reason: str) -> None:
+    async def _end(self, resident: Resident, departure: Departure) -> None:
         clock = self._fleet.clock
         started_s, held_bytes, cut, returned_bytes = clock.monotonic_s(), resident.held_bytes, resident.leases, 0
         try:
@@ -103,12 +106,13 @@ class ModelUnloads:
         self._fleet.journal.record(
             EventKind.UNLOADED,
             str(resident.key.ref),
-            reason,
+            departure.reason,
             held_bytes=held_bytes,
             returned_bytes=returned_bytes,
             duration_s=round(clock.monotonic_s() - started_s, 3),
             requests_cut_off=cut,
         )
+        self._fleet.telemetry.model_unloaded(str(resident.key.ref), departure.why)
 
     def _free_bytes(self) -> int:
         """As the probe says; a probe that fails must not keep a model from going."""

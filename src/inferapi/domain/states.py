@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from inferapi.domain.model import EngineFacts
+from inferapi.domain.model import EngineFacts, EngineLoad
 
 
 class ModelState(StrEnum):
@@ -79,6 +79,7 @@ class ModelStatus:
         unloads_in_s: seconds to the idle unload; ``None`` while in use, or never.
         pinned: neither makes room for others nor is unloaded when idle.
         progress: of the load that is under way.
+        load: how busy the engine is, as last heard.
     """
 
     name: str
@@ -90,3 +91,4 @@ class ModelStatus:
     pinned: bool = False
     progress: LoadProgress | None = None
     facts: EngineFacts | None = field(default=None)
+    load: EngineLoad | None = None

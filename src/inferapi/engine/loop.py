@@ -13,6 +13,7 @@ import torch
 from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory
 from inferapi.domain.generation import Chunk, Finish
 from inferapi.domain.model import EngineLoad
+from inferapi.domain.telemetry import StepTally
 from inferapi.engine.answer import Answer, BytesOf
 from inferapi.engine.chances import Chances
 from inferapi.engine.detokenizer import Decode
@@ -20,6 +21,7 @@ from inferapi.engine.model_runner import Runner
 from inferapi.engine.request import Request
 from inferapi.engine.sampler import Sampled, Sampler
 from inferapi.engine.scheduler import Plan, Scheduler, Segment
+from inferapi.engine.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class EngineLoop:
         self._vocabulary_tokens = vocabulary_tokens
         self._now_s = now_s
         self._answers: dict[int, Answer] = {}
+        self._tally = Tally()
         self._is_spoiled = False
 
     @property
@@ -94,6 +97,10 @@ class EngineLoop:
         """How busy it is."""
         scheduler = self._scheduler
         return EngineLoad(len(scheduler.running), scheduler.waiting, scheduler.kv_cache_usage_ratio)
+
+    def take_tally(self) -> StepTally | None:
+        """What was computed since the last time, whoever still wants it; ``None`` for nothing."""
+        return self._tally.take()
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -138,18 +145,19 @@ class EngineLoop:
     def _advance(self, segments: Sequence[Segment], sampled: Sampled) -> list[Output]:
         outputs = []
         row = 0
+        now_s = self._now_s()  # the same for all tokens of a step
         for segment in segments:
             request = segment.request
             samples = segment.samples
             self._scheduler.advance(segment)
             if samples:
-                item = self._accept(request, sampled.tokens[row], sampled.chances.get(row))
+                item = self._accept(request, sampled.tokens[row], sampled.chances.get(row), now_s)
                 row += 1
                 if isinstance(item, InferapiError) or item.text or item.finish:
                     outputs.append(Output(request.request_id, item))
         return outputs
 
-    def _accept(self, request: Request, token: int, chances: Chances | None) -> Chunk | InferapiError:
+    def _accept(self, request: Request, token: int, chances: Chances | None, now_s: float) -> Chunk | InferapiError:
         """Append a sampled token, and end the request if it was its last, or one that its constraint does not bear."""
         answer = self._answers[request.request_id]
         try:
@@ -158,13 +166,14 @@ class EngineLoop:
             self._drop(request)
             return error
         if request.first_token_s is None:
-            request.first_token_s = self._now_s()
+            request.first_token_s = now_s
+        self._tally.token(request, now_s)
         if reason is None:
             told = answer.tell() if text else ()
             return Chunk(text, tokens=told, completion_tokens=request.num_completion_tokens)
         request.finish_reason = reason
         self._drop(request)
-        finish = Finish(reason, request.usage(), request.timings(self._now_s()))
+        finish = Finish(reason, request.usage(), request.timings(now_s))
         return Chunk(text, finish, answer.tell(), request.num_completion_tokens)
 
     def _fail(self, plan: Plan) -> list[Output]:

@@ -35,7 +35,7 @@ class Request:
         slot: the place in the batch while running.
         blocks: the KV blocks that hold the computed tokens, in order.
         reserved_blocks: blocks that are promised to this request, taken or not.
-        arrived_s, admitted_s, first_token_s: on the system's monotonic clock.
+        arrived_s, admitted_s, first_token_s, last_token_s: on the system's monotonic clock.
     """
 
     request_id: int
@@ -53,6 +53,7 @@ class Request:
     reserved_blocks: int = 0
     admitted_s: float | None = None
     first_token_s: float | None = None
+    last_token_s: float | None = None
     finish_reason: FinishReason | None = None
     random: random.Random = field(init=False)
     seen: SeenTokens = field(init=False, default_factory=SeenTokens)

@@ -15,6 +15,7 @@ from functools import partial
 from inferapi.domain.errors import GenerationAborted, GenerationTimeout, InferapiError, ModelCrashed
 from inferapi.domain.generation import Chunk, EmbeddingRequest, Embeddings, GenerationRequest
 from inferapi.domain.model import EngineFacts, EngineLoad
+from inferapi.domain.telemetry import SILENT, Telemetry
 from inferapi.worker.client_connection import WorkerConnection
 from inferapi.worker.messages import Beat, Cancel, Embed, Embedded, FromWorker, Generate, StepDone
 
@@ -61,13 +62,20 @@ class WorkerEngine:
     """One loaded model in another process."""
 
     def __init__(
-        self, facts: EngineFacts, connection: WorkerConnection, end_worker: EndWorker, *, memory_bytes: int = 0
+        self,
+        facts: EngineFacts,
+        connection: WorkerConnection,
+        end_worker: EndWorker,
+        *,
+        memory_bytes: int = 0,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self._facts = facts
         self._connection = connection
         self._end_worker = end_worker
         self._load = EngineLoad()
         self._memory_bytes = memory_bytes
+        self._telemetry = telemetry
         self._ids = itertools.count(1)
         self._answers: dict[int, _Answer] = {}
         self._closed = asyncio.Event()
@@ -152,6 +160,8 @@ class WorkerEngine:
     def _hear(self, message: FromWorker | None) -> None:
         if isinstance(message, StepDone):
             self._load = message.load
+            if message.tally is not None:
+                self._telemetry.engine_stepped(self._facts.model, message.tally)
             for request_id, chunk in message.chunks:
                 self._deliver(request_id, chunk)
             for request_id, failure in message.failures:

@@ -10,6 +10,7 @@ from inferapi.domain.errors import InferapiError, ModelCrashed, ModelLoadFailed,
 from inferapi.domain.model import EngineSpec
 from inferapi.domain.ports import TextEngine
 from inferapi.domain.states import Report
+from inferapi.domain.telemetry import SILENT, Telemetry
 from inferapi.worker.client import WorkerEngine
 from inferapi.worker.client_connection import WorkerConnection
 from inferapi.worker.fork_server_process import ForkedWorker, ForkServerProcess
@@ -26,13 +27,20 @@ class ForkServerLauncher:
 
     Args:
         heartbeat_timeout_s: a worker that sends nothing for so long is killed; it sends something every second.
+        telemetry: hears what the engines compute.
     """
 
     def __init__(
-        self, *, heartbeat_timeout_s: float = 15.0, log_level: str = "info", log_as_text: bool = False
+        self,
+        *,
+        heartbeat_timeout_s: float = 15.0,
+        log_level: str = "info",
+        log_as_text: bool = False,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._log_arguments = [log_level, "text" if log_as_text else "json"]
+        self._telemetry = telemetry
         self._fork_server: ForkServerProcess | None = None
 
     async def start(self) -> None:
@@ -56,7 +64,13 @@ class ForkServerLauncher:
             await asyncio.shield(worker.gone(0.0))
             raise
         if isinstance(answer, Loaded):
-            return WorkerEngine(answer.facts, connection, lambda: worker.gone(_GRACE_S), memory_bytes=memory_bytes)
+            return WorkerEngine(
+                answer.facts,
+                connection,
+                lambda: worker.gone(_GRACE_S),
+                memory_bytes=memory_bytes,
+                telemetry=self._telemetry,
+            )
         connection.abort()
         status = await worker.gone(_GRACE_S)
         raise _why(spec.model, answer, status)

@@ -10,6 +10,7 @@ from inferapi.domain.errors import Fact, InferapiError, error_named
 from inferapi.domain.generation import Chunk, EmbeddingRequest, GenerationRequest
 from inferapi.domain.model import EngineFacts, EngineLoad, EngineSpec
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import StepTally
 
 _LENGTH = struct.Struct("!I")
 HEADER_BYTES = _LENGTH.size
@@ -131,11 +132,12 @@ class LoadFailed(Message, frozen=True):
 
 
 class StepDone(Message, frozen=True):
-    """What one step said: to each request by its id, text or a failure."""
+    """What one step said: to each request by its id, text or a failure; and what was computed since the last one."""
 
     load: EngineLoad
     chunks: list[tuple[int, Chunk]]
     failures: list[tuple[int, Failure]]
+    tally: StepTally | None = None
 
 
 class Embedded(Message, frozen=True):

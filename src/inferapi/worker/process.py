@@ -161,7 +161,8 @@ class Worker:
         failures = [
             (output.request_id, Failure.of(output.item)) for output in outputs if isinstance(output.item, InferapiError)
         ]
-        self._connection.send(StepDone(self._model.loop.load, chunks, failures))
+        loop = self._model.loop
+        self._connection.send(StepDone(loop.load, chunks, failures, loop.take_tally()))
 
     def _is_out_of_memory_again(self, outputs: list[Output]) -> bool:
         if not any(isinstance(output.item, OutOfMemory) for output in outputs):

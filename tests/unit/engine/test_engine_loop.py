@@ -163,11 +163,11 @@ def test_timings_are_read_from_the_clock(engine, new_request) -> None:
 
     timings = drain(loop)[0][-1].finish.timings
 
-    # The clock ticks once a step, once at the first token and once at the end.
+    # The clock ticks twice a step: when it is planned, and when its tokens are there.
     assert timings.queue_s == 2.0
     assert timings.time_to_first_token_s == 3.0
-    assert timings.inter_token_latency_s == 1.5
-    assert timings.total_s == 6.0
+    assert timings.inter_token_latency_s == 2.0
+    assert timings.total_s == 7.0
 
 
 def test_a_cancelled_request_says_no_more_and_the_others_go_on(engine, new_request) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import TIMINGS, make_facts, settle
+from inferapi.adapters.prometheus_metrics import PrometheusMetrics
 from inferapi.domain.errors import EmbeddingsRefused, GenerationAborted, GenerationTimeout, ModelCrashed, QueueFull
 from inferapi.domain.generation import (
     Chunk,
@@ -27,6 +28,7 @@ from inferapi.domain.generation import (
 )
 from inferapi.domain.model import EngineLoad
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import FirstToken, StepTally
 from inferapi.worker.client import WorkerEngine
 from inferapi.worker.client_connection import WorkerConnection
 from inferapi.worker.heartbeat import Heartbeat
@@ -42,6 +44,7 @@ from inferapi.worker.messages import (
     ToWorker,
     frame,
 )
+from metrics_page import MetricsPage
 
 FINISH = Finish(FinishReason.STOP, Usage(1, 2), TIMINGS)
 MESSAGES = [
@@ -174,6 +177,22 @@ async def test_the_load_is_the_last_one_told_with_the_memory_of_the_last_beat(en
     before = engine.load
     await worker.says(Beat(1000), StepDone(EngineLoad(3, 2, 0.5), [], []))
     assert (before, engine.load) == (EngineLoad(memory_bytes=7), EngineLoad(3, 2, 0.5, memory_bytes=1000))
+
+
+async def test_what_steps_computed_is_told_under_the_models_name_whoever_still_reads(ends) -> None:
+    connection, worker = ends
+    metrics = PrometheusMetrics()
+    engine = WorkerEngine(make_facts("org/name"), connection, asyncio.Event().wait, telemetry=metrics)
+    await worker.says(
+        StepDone(EngineLoad(1), [], [], StepTally(7, 4, 1, (FirstToken(0.5, 1.5),))),
+        StepDone(EngineLoad(1), [(99, Chunk("nobody's"))], [], StepTally(generation_tokens=2, gaps=((0.25, 2),))),
+        StepDone(EngineLoad(), [], []),
+    )
+    page = MetricsPage(metrics.page([]))
+    names = ("prompt_tokens_total", "prefix_cache_hit_tokens_total", "generation_tokens_total")
+    assert [page.value(name, model="org/name") for name in names] == [7.0, 4.0, 3.0]
+    assert page.value("inter_token_latency_seconds_count", model="org/name") == 2.0
+    assert engine.load == EngineLoad()
 
 
 async def test_a_failure_is_raised_where_its_answer_is_read(engine) -> None:

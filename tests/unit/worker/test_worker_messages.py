@@ -29,6 +29,7 @@ from inferapi.domain.generation import (
 )
 from inferapi.domain.model import DeviceKind, EngineLoad, EngineSpec
 from inferapi.domain.states import ModelState
+from inferapi.domain.telemetry import FirstToken, StepTally
 from inferapi.worker import messages
 from inferapi.worker.messages import (
     HEADER_BYTES,
@@ -122,6 +123,7 @@ SENT = [
     (FromWorker, LoadFailed(Failure.of(GenerationTimeout(timeout_s=0.5)))),
     (FromWorker, STEP),
     (FromWorker, StepDone(EngineLoad(), [], [])),
+    (FromWorker, StepDone(EngineLoad(), [], [], StepTally(7, 0, 9, (FirstToken(0.5, 1.5),), ((0.125, 8),)))),
     (FromWorker, StepDone(EngineLoad(), [(1, Chunk("é", tokens=(CHOSEN,)))], [])),
     (FromWorker, Embedded(6, bytes(range(256)), 3)),
 ]
