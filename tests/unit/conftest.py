@@ -232,7 +232,7 @@ async def loop_time(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of whoever runs the tests."""
-    for name in [name for name in os.environ if name.upper().startswith("INFERAPI_")]:
+    for name in [name for name in os.environ if name.upper().startswith(("INFERAPI_", "OTEL_", "WEB_CONCURRENCY"))]:
         monkeypatch.delenv(name)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory, QueueFull
 from inferapi.engine.loop import Output, is_out_of_memory
+from inferapi.logs import Origin, on_behalf_of
 from inferapi.worker.messages import Embed, Embedded
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class EmbeddingJob:
 
     request_id: int
     texts: deque[list[int]]
+    origin: Origin = (None, None)
 
 
 class TextThread:
@@ -66,7 +68,8 @@ class TextThread:
         try:
             while True:
                 message = self._waiting.get()
-                self._deliver(self._encoded(message))
+                with on_behalf_of(message.origin):
+                    self._deliver(self._encoded(message))
                 self._pending.discard(message.request_id)
                 self._cancelled.discard(message.request_id)
         except BaseException:
@@ -76,7 +79,7 @@ class TextThread:
             self._on_end()
 
     def _encoded(self, message: Embed) -> EmbeddingJob | Output:
-        job = EmbeddingJob(message.request_id, deque())
+        job = EmbeddingJob(message.request_id, deque(), message.origin)
         try:
             for text in message.request.texts:
                 if message.request_id in self._cancelled:
@@ -141,7 +144,8 @@ class EmbeddingTurns:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            log.warning("a text found no memory: %s", str(error).partition("\n")[0])
+            with on_behalf_of(job.origin):
+                log.warning("a text found no memory: %s", str(error).partition("\n")[0])
             return Output(job.request_id, OutOfMemory())
         if job.texts:
             self._jobs.append(job)

@@ -14,6 +14,7 @@ from inferapi.engine.loop import Output, is_out_of_memory
 from inferapi.engine.matching import AnswerMatcher
 from inferapi.engine.prompt_encoder import PromptEncoder
 from inferapi.engine.request import Request
+from inferapi.logs import on_behalf_of
 from inferapi.worker.interruption import Interrupted, Interruptible
 from inferapi.worker.messages import Generate
 
@@ -72,7 +73,8 @@ class PromptThread:
         try:
             while True:
                 message = self._waiting.get()
-                self._deliver(self._encoded(message))
+                with on_behalf_of(message.origin):
+                    self._deliver(self._encoded(message))
                 self._pending.discard(message.request_id)
                 self._cancelled.discard(message.request_id)
         except BaseException:
