@@ -102,7 +102,10 @@ def test_a_collector_that_takes_nothing_harms_nobody(fresh_server, kind):
         ([COMMAND, "serve", "--workers", "2"], {}),
         ([COMMAND, "serve"], {"WEB_CONCURRENCY": "2"}),
         ([sys.executable, "-m", "uvicorn", "--factory", "inferapi.main:create", "--port", "0", "--workers", "2"], {}),
-        ([sys.executable, "-m", "uvicorn", "--factory", "inferapi.main:create", "--port", "0"], {"WEB_CONCURRENCY": "2"}),
+        (
+            [sys.executable, "-m", "uvicorn", "--factory", "inferapi.main:create", "--port", "0"],
+            {"WEB_CONCURRENCY": "2"},
+        ),
     ],
 )
 def test_several_processes_are_refused_at_the_start_and_told_why(monkeypatch, command, environment):

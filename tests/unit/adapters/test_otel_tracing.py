@@ -332,4 +332,3 @@ async def test_a_collector_that_hangs_does_not_hold_up_the_end(loop_time):
         assert not stuck.go.is_set()
     finally:
         stuck.go.set()
-

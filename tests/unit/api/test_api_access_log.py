@@ -111,4 +111,7 @@ async def test_what_is_begun_for_a_request_and_outlives_it_has_no_request_in_its
 async def test_probes_are_told_at_debug_alone(client, access_lines):
     await client.get("/health/live")
     await client.get("/status")
-    assert [(line["route"], line["level"]) for line in access_lines()] == [("/health/live", "debug"), ("/status", "info")]
+    assert [(line["route"], line["level"]) for line in access_lines()] == [
+        ("/health/live", "debug"),
+        ("/status", "info"),
+    ]
