@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-pytest.register_assert_rewrite("contracts", "session_contract", "session_list_contract")
+pytest.register_assert_rewrite("contracts", "session_contract", "session_list_contract", "tracing_contract")
 
 from fakes import (  # noqa: E402 - so that its asserts tell what they saw
     FakeClock,

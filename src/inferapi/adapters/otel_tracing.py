@@ -60,7 +60,7 @@ class OtelTracing:
         # Without handlers for the end of the process: they would wait for the collector, and nobody ends that.
         self._traces = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._traces.add_span_processor(spans)
-        self._metrics = MeterProvider([metrics], resource=resource, shutdown_on_exit=False)
+        self._metrics = MeterProvider(metric_readers=[metrics], resource=resource, shutdown_on_exit=False)
         self._tracer = self._traces.get_tracer("inferapi", __version__)
         meter = self._metrics.get_meter("inferapi", __version__)
         self._generations = GenerationTelemetry(self._tracer, meter, clock)
