@@ -52,7 +52,8 @@ class RequestIds:
         wanted = headers.get("x-request-id", "")
         current = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        is_probe = scope["path"].startswith(_PROBES)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # now: routing changes both
+        is_probe = path.startswith(_PROBES)
         started_s, status, error = time.monotonic(), 0, "no_answer"
         tracing = self._untraced if is_probe else self._tracing
         trace = tracing.begin(Arrival(method, current, trace_parent(headers.getlist("traceparent"))))
@@ -76,7 +77,7 @@ class RequestIds:
                 raise
             await error_response(scope, UnexpectedError())(scope, receive, send_with_id)
         finally:
-            route = self._routes.of(scope)
+            route = self._routes.of(scope, path)
             level = logging.DEBUG if is_probe else logging.INFO
             duration_ms = round(1000 * (time.monotonic() - started_s))
             told = (method, route or _NO_ROUTE, status, duration_ms)

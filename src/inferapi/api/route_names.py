@@ -14,17 +14,16 @@ class RouteNames:
     def __init__(self) -> None:
         self._known: frozenset[str] | None = None
 
-    def of(self, scope: Scope) -> str | None:
+    def of(self, scope: Scope, path: str) -> str | None:
         """The template that a request met, ``None`` if it met none.
 
-        A request that was turned away before it was routed has the name of the route that takes its path as it is.
+        A request that was turned away before it was routed has the name of the route that takes its ``path`` as it is.
         """
         template = getattr(scope.get("route"), "path", None)
         if isinstance(template, str):
             return template
         if self._known is None:
             self._known = frozenset(_templates(scope["app"].routes))
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
         return path if path in self._known else None
 
 
