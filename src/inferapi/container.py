@@ -93,7 +93,7 @@ def make_tracing(endpoint: str | None, clock: Clock) -> Tracing:
         raise TelemetryError(problem) from error
     try:
         return OtelTracing.to(endpoint, clock)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise TelemetryError(f"A variable OTEL_… in the environment is no good: {error}") from error
 
 
