@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -61,7 +62,7 @@ def _workers_option(argv: Sequence[str]) -> str | None:
     name = program.parent.name if program.name == "__main__.py" else program.stem
     told = None
     if name in _COMMANDS:
-        for option, value in zip(argv[1:], [*argv[2:], ""], strict=True):
+        for option, value in pairwise([*argv[1:], ""]):
             if option in {"--workers", "-w"}:
                 told = value
             elif option.startswith("--workers="):

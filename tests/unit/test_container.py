@@ -182,6 +182,6 @@ def test_a_collector_without_the_libraries_for_it_says_what_to_install(monkeypat
 
 
 def test_a_variable_of_the_libraries_that_is_no_good_is_told_as_such(monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
     with pytest.raises(TelemetryError, match="OTEL_"):
         make_tracing("http://127.0.0.1:9", SystemClock())

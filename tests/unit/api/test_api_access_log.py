@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import io
 import json
+import logging
 
 import pytest
 
-from inferapi.logs import configure_logging
+from inferapi.logs import JsonFormatter
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SECRET = "s3ss10n-0f-s0meb0dy"
 
 
 @pytest.fixture
-def lines(root_logger, capsys):
+def lines(root_logger):
     """What was logged since the last look: an object a line."""
-    configure_logging("debug", as_text=False)
+    handler = logging.StreamHandler(io.StringIO())
+    handler.setFormatter(JsonFormatter())
+    root_logger.addHandler(handler)
+    root_logger.setLevel(logging.DEBUG)
 
     def read():
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        written = handler.setStream(io.StringIO()).getvalue()
+        return [json.loads(line) for line in written.splitlines()]
 
     return read
 
