@@ -32,7 +32,8 @@ from inferapi.application.sessions import Sessions
 from inferapi.application.turns import TurnGate
 from inferapi.domain.chat import SessionLimits
 from inferapi.domain.model import LoadOptions, ModelRef
-from inferapi.domain.ports import Clock, GpuProbe, SessionStore
+from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, SessionStore
+from inferapi.domain.tracing import Tracing, Untraced
 from inferapi.settings import Settings
 from inferapi.worker.launcher import ForkServerLauncher
 
@@ -43,6 +44,10 @@ class NoGpuError(Exception):
 
 class StoreUrlError(Exception):
     """The session store's URL is no good. The message does not repeat it: it may hold a password."""
+
+
+class TelemetryError(Exception):
+    """Traces were asked for and cannot be exported."""
 
 
 def make_probe(device: str) -> GpuProbe:
@@ -73,6 +78,30 @@ def make_session_store(settings: Settings, clock: Clock) -> SessionStore:
         return RedisSessionStore(url, ttl_s, clock)
     except ValueError as error:
         raise StoreUrlError(f"INFERAPI_SESSION_STORE_URL: {error}") from error
+
+
+def make_tracing(endpoint: str | None, clock: Clock) -> Tracing:
+    """Exporting to the collector where there is one; the libraries for that are an extra, imported only then.
+
+    Raises:
+        TelemetryError: they are not installed, or a variable of theirs in the environment is no good.
+    """
+    if endpoint is None:
+        return Untraced()
+    try:
+        from inferapi.adapters.otel_tracing import OtelTracing  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        problem = f"INFERAPI_OTEL_ENDPOINT needs more libraries: pip install 'inferapi[otel]' ({error.name} is missing)"
+        raise TelemetryError(problem) from error
+    try:
+        return OtelTracing.to(endpoint, clock)
+    except (ValueError, RuntimeError) as error:
+        raise TelemetryError(f"A variable OTEL_… in the environment is no good: {error}") from error
+
+
+def traced_engines(tracing: Tracing, launcher: EngineLauncher) -> EngineLauncher:
+    """The launcher, whose engines tell of their generations if anybody listens."""
+    return tracing.engines(launcher)
 
 
 def make_session_policy(settings: Settings) -> SessionPolicy:
@@ -136,11 +165,19 @@ class Container(containers.DeclarativeContainer):
         heartbeat_timeout_s=settings.provided.worker_heartbeat_timeout_s,
         telemetry=metrics,
     )
+    tracing = providers.Singleton(make_tracing, settings.provided.otel_endpoint, clock)
+    traced_launcher = providers.Singleton(traced_engines, tracing, launcher)
     session_store = providers.Singleton(make_session_store, settings, clock)
     measured_sessions = providers.Singleton(MeasuredSessionStore, session_store, metrics)
 
     lifecycle = providers.Singleton(
-        ModelLifecycle, models, launcher, probe, clock, providers.Callable(make_policy, settings), metrics
+        ModelLifecycle,
+        models,
+        traced_launcher,
+        probe,
+        clock,
+        providers.Callable(make_policy, settings),
+        metrics,
     )
     inference = providers.Singleton(Inference, lifecycle, clock, settings.provided.request_timeout_s)
     session_policy = providers.Singleton(make_session_policy, settings)
@@ -172,4 +209,5 @@ class Container(containers.DeclarativeContainer):
         max_body_bytes=settings.provided.max_body_bytes,
         stream_write_timeout_s=settings.provided.stream_write_timeout_s,
         metrics=metrics,
+        tracing=tracing,
     )

@@ -5,19 +5,45 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that the current task serves."""
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""The id of the trace that it belongs to."""
+
+Origin = tuple[str | None, str | None]
+"""A request's id and its trace's, on their way to another process."""
+
+
+def origin() -> Origin:
+    """Whose work the current task does."""
+    return request_id.get(), trace_id.get()
+
+
+@contextmanager
+def on_behalf_of(whose: Origin) -> Iterator[None]:
+    """Lines that are written within it are that request's."""
+    request, trace = request_id.set(whose[0]), trace_id.set(whose[1])
+    try:
+        yield
+    finally:
+        request_id.reset(request)
+        trace_id.reset(trace)
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line; whatever a client wrote stays inside its string."""
+    """One object a line; whatever a client wrote stays inside its string.
+
+    What a record has in ``fields`` comes as members of their own.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Encode a record."""
-        line = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -25,6 +51,10 @@ class JsonFormatter(logging.Formatter):
         }
         if current := request_id.get():
             line["request_id"] = current
+        if current := trace_id.get():
+            line["trace_id"] = current
+        fields: dict[str, object] = getattr(record, "fields", {})
+        line |= {name: field for name, field in fields.items() if name not in line}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -48,5 +78,5 @@ def configure_logging(level: str, *, as_text: bool) -> None:
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # At these levels they tell of single requests, and httpx of whole addresses, signed ones included.
-    for name in ("httpx", "httpcore", "httpx2", "httpcore2", "huggingface_hub", "asyncio"):
+    for name in ("httpx", "httpcore", "httpx2", "httpcore2", "huggingface_hub", "asyncio", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import os
 import re
 import sys
 from pathlib import Path
@@ -95,6 +96,12 @@ class Settings(BaseSettings):
     system_prompt: str = Field("You are a helpful assistant.", description="For new sessions.", max_length=65_536)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
     log_format: Literal["json", "text"] | None = Field(None, description="Default: text on a terminal, else json.")
+    otel_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        description="Collector that takes traces and metrics by OTLP over HTTP, http://host:4318; needs the extra "
+        "otel. Default: OTEL_EXPORTER_OTLP_ENDPOINT, or else they go nowhere.",
+        repr=False,
+    )
     max_batch: PositiveInt = Field(32, le=1024, description="Requests that a model runs at once.")
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait for a model.")
     max_new_tokens: PositiveInt = Field(4096, description="The most tokens that one request may ask for.")
@@ -139,6 +146,20 @@ class Settings(BaseSettings):
         if is_redis and re.fullmatch(r"(/[0-9]*)?", path):
             return url
         raise ValueError("use sqlite:///path/to/file, redis://host:port/number, rediss://… or memory://")
+
+    @field_validator("otel_endpoint")
+    @classmethod
+    def _collector(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_good = False
+        if not is_good or parts.query or parts.fragment:
+            raise ValueError("use http://host:port or https://host:port, with a path before /v1/traces if need be")
+        return url.rstrip("/")
 
     @field_validator("api_keys")
     @classmethod

@@ -9,7 +9,9 @@ from contextlib import aclosing
 
 import pytest
 
-pytest.register_assert_rewrite("contracts", "session_contract", "session_list_contract", "metrics_contract")
+pytest.register_assert_rewrite(
+    "contracts", "session_contract", "session_list_contract", "metrics_contract", "tracing_contract"
+)
 
 from fakes import (  # noqa: E402 - so that its asserts tell what they saw
     FakeClock,
@@ -242,7 +244,7 @@ async def loop_time(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of whoever runs the tests."""
-    for name in [name for name in os.environ if name.upper().startswith("INFERAPI_")]:
+    for name in [name for name in os.environ if name.upper().startswith(("INFERAPI_", "OTEL_", "WEB_CONCURRENCY"))]:
         monkeypatch.delenv(name)
 
 

@@ -9,15 +9,25 @@ import pytest
 from fastapi import FastAPI
 
 from inferapi.adapters.memory_sessions import MemorySessionStore
+from inferapi.adapters.otel_engines import TracedLauncher
+from inferapi.adapters.otel_tracing import OtelTracing
 from inferapi.adapters.redis_sessions import RedisSessionStore
 from inferapi.adapters.sqlite_sessions import SqliteSessionStore
 from inferapi.adapters.system_clock import SystemClock
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.policy import LifecyclePolicy, SessionPolicy
-from inferapi.container import Container, make_policy, make_session_policy, make_session_store
+from inferapi.container import (
+    Container,
+    TelemetryError,
+    make_policy,
+    make_session_policy,
+    make_session_store,
+    make_tracing,
+)
 from inferapi.domain.chat import SessionLimits
 from inferapi.domain.errors import ModelNameInvalid
 from inferapi.domain.model import LoadOptions, ModelRef, Quantization
+from inferapi.domain.tracing import Untraced
 from inferapi.settings import Settings
 
 
@@ -149,3 +159,29 @@ async def test_keys_of_the_settings_are_asked_for(tmp_path):
         asked = [{}, {"Authorization": f"Bearer {key}"}, {"Authorization": f"Bearer {key}x"}]
         answers = [(await client.get("/sessions", headers=headers)).status_code for headers in asked]
     assert answers == [401, 200, 401]
+
+
+def test_without_a_collector_nothing_is_traced_and_engines_are_as_they_were(settings):
+    container = Container(settings=settings)
+    assert isinstance(container.tracing(), Untraced)
+    assert container.traced_launcher() is container.launcher()
+
+
+async def test_with_a_collector_requests_and_engines_are_traced(settings):
+    container = Container(settings=settings.model_copy(update={"otel_endpoint": "http://127.0.0.1:9"}))
+    tracing = container.tracing()
+    assert isinstance(tracing, OtelTracing)
+    assert isinstance(container.traced_launcher(), TracedLauncher)
+    await tracing.aclose()
+
+
+def test_a_collector_without_the_libraries_for_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "inferapi.adapters.otel_tracing", None)
+    with pytest.raises(TelemetryError, match=r"pip install 'inferapi\[otel\]'"):
+        make_tracing("http://127.0.0.1:9", SystemClock())
+
+
+def test_a_variable_of_the_libraries_that_is_no_good_is_told_as_such(monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
+    with pytest.raises(TelemetryError, match="OTEL_"):
+        make_tracing("http://127.0.0.1:9", SystemClock())

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from inferapi.logs import JsonFormatter, TextFormatter, configure_logging, request_id
+from inferapi.logs import JsonFormatter, TextFormatter, configure_logging, on_behalf_of, origin, request_id
 
 HOSTILE = [
     'plain "quoted" \\ text',
@@ -94,3 +94,21 @@ def test_the_http_client_of_the_hub_tells_no_addresses(root_logger, capsys, clie
     logging.getLogger(client).info("GET https://huggingface.co/private")
     logging.getLogger("inferapi").info("kept")
     assert [json.loads(line)["message"] for line in io.StringIO(capsys.readouterr().out)] == ["kept"]
+
+
+def test_fields_of_a_record_are_members_and_change_none_of_the_lines_own():
+    fields = {"status": 200, "level": "critical", "route": "a\nb"}
+    line = JsonFormatter().format(record("done", fields=fields))
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["status"], told["level"], told["route"]) == (200, "warning", "a\nb")
+
+
+def test_work_on_behalf_of_a_request_is_told_as_the_requests():
+    with on_behalf_of(("abc", "def")):
+        assert origin() == ("abc", "def")
+        inside = json.loads(JsonFormatter().format(record("x")))
+    outside = json.loads(JsonFormatter().format(record("x")))
+    assert (inside["request_id"], inside["trace_id"]) == ("abc", "def")
+    assert origin() == (None, None)
+    assert outside.keys() & {"request_id", "trace_id"} == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -36,8 +37,11 @@ from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.responses import Responses
 from inferapi.application.sessions import Sessions
 from inferapi.domain.telemetry import SILENT, Metrics
+from inferapi.domain.tracing import Tracing, Untraced
 
 _STREAM = 'data: {"delta":"Hello"}\n\ndata: {"result":"Hello"}\n\ndata: [DONE]\n\n'
+# FastAPI's own spans and logs hold paths, queries and the texts of exceptions, which clients wrote in part.
+_NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,13 @@ def create_app(
     max_body_bytes: int,
     stream_write_timeout_s: float,
     metrics: Metrics = SILENT,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI app.
 
     Its lifespan starts the lifecycle and ends it, with every engine, then lets go of the session store.
     """
+    tracing = tracing or Untraced()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,8 +83,10 @@ def create_app(
         finally:
             await lifecycle.aclose()
             await sessions.aclose()
+            await tracing.aclose()
 
-    app = FastAPI(title="inferapi", version=__version__, lifespan=lifespan, redoc_url=None)
+    telemetry: Any = _NO_TELEMETRY  # versions without it keep what they do not know
+    app = FastAPI(title="inferapi", version=__version__, lifespan=lifespan, redoc_url=None, telemetry=telemetry)
     # For a server that can do it before it stops to listen, and for one that is told not to wait.
     app.state.drain, app.state.abort = lifecycle.drain, lifecycle.abort
     app.state.stream_write_timeout_s = stream_write_timeout_s
@@ -107,5 +115,5 @@ def create_app(
     add_error_handlers(app)
     larger = {IMPORT_PATH: export_bytes(sessions.limits)}  # what was exported can be imported
     app.add_middleware(BodyGate, max_body_bytes=max_body_bytes, larger=larger)
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, tracing=tracing)
     return app

@@ -16,32 +16,49 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferapi.api.error_handlers import error_response
 from inferapi.api.errors import ProblemException
+from inferapi.api.route_names import RouteNames
+from inferapi.api.trace_context import trace_parent
 from inferapi.domain.errors import BodyTooLarge, UnexpectedError, UnsupportedMediaType
-from inferapi.logs import request_id
+from inferapi.domain.tracing import Arrival, Tracing, Untraced
+from inferapi.logs import request_id, trace_id
 
 log = logging.getLogger("inferapi.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+_PROBES = ("/health/", "/metrics")  # asked for all the time: lines at debug, and in no trace
+_NO_ROUTE = "(no route)"
 
 
 class RequestIds:
     """Gives every request an id, the client's if it is a decent one, in the response, the log and the errors.
 
-    And the last word: whatever no handler caught becomes an answer here, with the id.
+    And a trace: the client's by its ``traceparent``, or a new one. And the last word: whatever no handler caught
+    becomes an answer here, with the id.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
         self._app = app
+        self._tracing = tracing
+        self._untraced = Untraced()
+        self._routes = RouteNames()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        wanted = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        wanted = headers.get("x-request-id", "")
         current = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # now: routing changes both
+        is_probe = path.startswith(_PROBES)
+        started_s, status, error = time.monotonic(), 0, "no_answer"
+        tracing = self._untraced if is_probe else self._tracing
+        trace = tracing.begin(Arrival(method, current, trace_parent(headers.getlist("traceparent"))))
         request_id.set(current)
-        started_s, status = time.monotonic(), 0
+        trace_id.set(trace.trace_id)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -52,15 +69,21 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, send_with_id)
+            error = ""
         except Exception:
+            error = UnexpectedError.code
             log.exception("unexpected error")
             if status:  # too late for another word: the server cuts the response off
                 raise
             await error_response(scope, UnexpectedError())(scope, receive, send_with_id)
         finally:
-            level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
-            duration_ms = 1000 * (time.monotonic() - started_s)
-            log.log(level, "%s %r %d in %.0f ms", scope["method"], scope["path"][:200], status, duration_ms)
+            route = self._routes.of(scope, path)
+            level = logging.DEBUG if is_probe else logging.INFO
+            duration_ms = round(1000 * (time.monotonic() - started_s))
+            told = (method, route or _NO_ROUTE, status, duration_ms)
+            fields = dict(zip(("method", "route", "status", "duration_ms"), told, strict=True))
+            log.log(level, "%s %r %d in %d ms", *told, extra={"fields": fields})
+            trace.end(route, status or None, error or None)
 
 
 class BodyGate:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -175,7 +176,8 @@ class Fleet:
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run something in the background, kept until it ends."""
-        task = asyncio.create_task(work, name=name)
+        # It outlives the request that it was begun in, and so does what it opens: its lines are not that request's.
+        task = asyncio.create_task(work, name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # Everybody who asked for it may have left by its end: then nobody else looks at what became of it.

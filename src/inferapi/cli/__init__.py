@@ -34,12 +34,15 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Overrides INFERAPI_HOST.")] = None,
     port: Annotated[int | None, typer.Option(help="Overrides INFERAPI_PORT.")] = None,
     model: Annotated[str | None, typer.Option(help="Overrides INFERAPI_MODEL.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that serve. It is 1, and more are refused.", show_default=False)
+    ] = None,
 ) -> None:
     """Run until SIGTERM or Ctrl-C."""
     from inferapi.cli import serving  # noqa: PLC0415 - the other commands need not wait for the whole server
 
     given = {"host": host, "port": port, "model": model}
-    serving.serve({name: value for name, value in given.items() if value is not None})
+    serving.serve({name: value for name, value in given.items() if value is not None}, workers=workers)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -12,9 +13,9 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from inferapi.container import NoGpuError, StoreUrlError
+from inferapi.container import NoGpuError, StoreUrlError, TelemetryError
 from inferapi.domain.errors import InferapiError
-from inferapi.main import create
+from inferapi.main import create, several_processes
 from inferapi.settings import Settings
 
 # Longer than clients and proxies keep an idle connection (httpx 5 s, nginx 60 s): whoever closes first must not be
@@ -24,8 +25,12 @@ _LAST_WORDS_S = 2  # for responses to leave once their work has ended
 _SIGNAL_POLL_S = 0.1  # uvicorn's own: a signal handler may only set a flag
 
 
-def serve(settings_given: dict[str, object]) -> None:
+def serve(settings_given: dict[str, object], *, workers: int | None = None) -> None:
     """Run until SIGTERM or Ctrl-C; a setting that is no good ends it with status 2."""
+    several = several_processes(os.environ, None if workers is None else str(workers))
+    if several is not None:
+        typer.echo(several, err=True)
+        raise typer.Exit(2)
     try:
         settings = Settings(**settings_given)  # type: ignore[arg-type]  # each option has its field's type
         application = create(settings)
@@ -34,7 +39,7 @@ def serve(settings_given: dict[str, object]) -> None:
             name = "_".join(map(str, entry["loc"])).upper()
             typer.echo(f"INFERAPI_{name}: {entry['msg'].removeprefix('Value error, ')}", err=True)
         raise typer.Exit(2) from error
-    except (NoGpuError, StoreUrlError, InferapiError, SettingsError) as error:
+    except (NoGpuError, StoreUrlError, TelemetryError, InferapiError, SettingsError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     if not (settings.is_loopback or settings.api_keys or settings.allow_anonymous):

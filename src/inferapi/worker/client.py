@@ -16,6 +16,7 @@ from inferapi.domain.errors import GenerationAborted, GenerationTimeout, Inferap
 from inferapi.domain.generation import Chunk, EmbeddingRequest, Embeddings, GenerationRequest
 from inferapi.domain.model import EngineFacts, EngineLoad
 from inferapi.domain.telemetry import SILENT, Telemetry
+from inferapi.logs import origin
 from inferapi.worker.client_connection import WorkerConnection
 from inferapi.worker.messages import Beat, Cancel, Embed, Embedded, FromWorker, Generate, StepDone
 
@@ -103,7 +104,7 @@ class WorkerEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk]:
         """See ``TextEngine``."""
-        with self._asking(partial(Generate, request=request), request) as answer:
+        with self._asking(partial(Generate, request=request, origin=origin()), request) as answer:
             while not answer.is_over:
                 item = await answer.get()
                 if isinstance(item, Chunk):
@@ -114,7 +115,7 @@ class WorkerEngine:
         """See ``TextEngine``."""
         vectors: list[tuple[float, ...]] = []
         prompt_tokens = 0
-        with self._asking(partial(Embed, request=request), request) as answer:
+        with self._asking(partial(Embed, request=request, origin=origin()), request) as answer:
             while len(vectors) < len(request.texts):
                 item = await answer.get()
                 if isinstance(item, Embedded):

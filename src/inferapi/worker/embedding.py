@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory, QueueFull
 from inferapi.engine.loop import Output, is_out_of_memory
+from inferapi.logs import Origin, on_behalf_of
 from inferapi.worker.message_thread import MessageThread
 from inferapi.worker.messages import Embed, Embedded
 
@@ -22,6 +23,7 @@ class EmbeddingJob:
 
     request_id: int
     texts: deque[list[int]]
+    origin: Origin = (None, None)
 
 
 class TextThread(MessageThread[Embed, EmbeddingJob | Output]):
@@ -43,7 +45,7 @@ class TextThread(MessageThread[Embed, EmbeddingJob | Output]):
         self._encode = encode
 
     def _encoded(self, message: Embed) -> EmbeddingJob | Output:
-        job = EmbeddingJob(message.request_id, deque())
+        job = EmbeddingJob(message.request_id, deque(), message.origin)
         try:
             for text in message.request.texts:
                 if message.request_id in self._cancelled:
@@ -108,7 +110,8 @@ class EmbeddingTurns:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            log.warning("a text found no memory: %s", str(error).partition("\n")[0])
+            with on_behalf_of(job.origin):
+                log.warning("a text found no memory: %s", str(error).partition("\n")[0])
             return Output(job.request_id, OutOfMemory())
         if job.texts:
             self._jobs.append(job)

@@ -22,7 +22,7 @@ _PACKET_BYTES = 4096
 _GRACE_S = 2.0
 _BURIAL_S = 60.0  # a fork server that is importing needs seconds; one that takes longer is stopped or stuck
 _POLL_S = 0.005
-_SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
+_SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "OTEL_")  # a collector's headers and address hold them too
 _ids = itertools.count(1)
 
 

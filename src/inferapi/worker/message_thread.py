@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from inferapi.logs import on_behalf_of
 from inferapi.worker.messages import Embed, Generate
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class MessageThread(ABC, Generic[M, R]):
         try:
             while True:
                 message = self._waiting.get()
-                self._deliver(self._encoded(message))
+                with on_behalf_of(message.origin):
+                    self._deliver(self._encoded(message))
                 self._pending.discard(message.request_id)
                 self._cancelled.discard(message.request_id)
         except BaseException:

@@ -11,6 +11,7 @@ from inferapi.domain.generation import Chunk, EmbeddingRequest, GenerationReques
 from inferapi.domain.model import EngineFacts, EngineLoad, EngineSpec
 from inferapi.domain.states import ModelState
 from inferapi.domain.telemetry import StepTally
+from inferapi.logs import Origin
 
 _LENGTH = struct.Struct("!I")
 HEADER_BYTES = _LENGTH.size
@@ -67,17 +68,19 @@ class Load(Message, frozen=True):
 
 
 class Generate(Message, frozen=True):
-    """Start an answer."""
+    """Start an answer. ``origin`` is for the worker's log."""
 
     request_id: int
     request: GenerationRequest
+    origin: Origin = (None, None)
 
 
 class Embed(Message, frozen=True):
-    """Turn texts into vectors."""
+    """Turn texts into vectors. ``origin`` is for the worker's log."""
 
     request_id: int
     request: EmbeddingRequest
+    origin: Origin = (None, None)
 
 
 class Cancel(Message, frozen=True):

@@ -29,6 +29,7 @@ from inferapi.domain.generation import (
 from inferapi.domain.model import EngineLoad
 from inferapi.domain.states import ModelState
 from inferapi.domain.telemetry import FirstToken, StepTally
+from inferapi.logs import on_behalf_of
 from inferapi.worker.client import WorkerEngine
 from inferapi.worker.client_connection import WorkerConnection
 from inferapi.worker.heartbeat import Heartbeat
@@ -157,6 +158,18 @@ async def test_a_worker_that_says_what_is_no_message_is_a_worker_that_is_gone(en
     assert await connection.receive() == Beat(1)
     assert await connection.receive() is None
     connection.send(Cancel(1))  # to nobody, without an error
+
+
+async def test_the_worker_is_told_whose_request_it_is(engine) -> None:
+    engine, worker = engine
+    asks = (lambda: read(engine.generate(asking())), lambda: engine.embed(embedding("x")))
+    for ask in asks:
+        with on_behalf_of(("mine", "its trace")):
+            asked = asyncio.create_task(ask())
+        (message,) = await worker.hears()
+        assert message.origin == ("mine", "its trace")
+        asked.cancel()
+        await worker.hears()
 
 
 async def test_two_answers_come_side_by_side_each_to_whom_it_is_for(engine) -> None:

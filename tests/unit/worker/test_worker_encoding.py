@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from queue import SimpleQueue
 
+import msgspec
 import pytest
 from llguidance import LLTokenizer
 
@@ -14,6 +16,7 @@ from inferapi.domain.generation import Constraint, ConstraintKind, GenerationReq
 from inferapi.engine import constraints
 from inferapi.engine.constraints import Constrainer
 from inferapi.engine.loop import Output
+from inferapi.logs import configure_logging
 from inferapi.worker.encoding import PromptThread
 from inferapi.worker.messages import Generate
 from tiny import byte_level_tokenizer
@@ -90,6 +93,28 @@ def test_a_constraint_that_is_none_is_refused_and_the_next_one_is_taken(started,
     assert isinstance(refused, Output)
     assert isinstance(refused.item, InvalidRequest)
     assert taken.matcher is not None
+
+
+def test_a_line_about_a_prompt_is_its_requests_and_the_next_one_is_not(root_logger, capsys, results):
+    class Odd(Encoder):
+        def encode(self, prompt, sampling):
+            raise ValueError
+
+    configure_logging("info", as_text=False)
+    thread = PromptThread(Odd(), Constrainer(tokenizer), deliver=results.put, on_end=lambda: None)
+    thread.start()
+    thread.put(msgspec.structs.replace(message(0), origin=("mine", "its trace")))
+    thread.put(message(1))
+    for _ in range(2):
+        assert isinstance(results.get(timeout=PATIENCE_S).item, InvalidRequest)
+
+    one, other = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (one["message"], one["request_id"], one["trace_id"]) == (
+        "a prompt could not be encoded",
+        "mine",
+        "its trace",
+    )
+    assert other.keys() & {"request_id", "trace_id"} == set()
 
 
 def test_want_of_memory_for_a_constraint_is_told_as_such(started, results):
