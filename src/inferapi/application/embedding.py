@@ -27,8 +27,8 @@ class Embedding:
         self._clock = clock
         self._request_timeout_s = request_timeout_s
 
-    async def embed(self, texts: Sequence[str], *, model: ModelRef | None = None) -> Embedded:
-        """A vector of length 1 for each text, in order. Cancelling drops the work.
+    async def embed(self, texts: Sequence[str], *, owner: str = "", model: ModelRef | None = None) -> Embedded:
+        """A vector of length 1 for each text, in order. Owners take turns. Cancelling drops the work.
 
         Raises:
             EmbeddingsRefused: the model cannot.
@@ -36,6 +36,6 @@ class Embedding:
                 ``TextEngine.embed`` raise them.
         """
         arrived_s = self._clock.monotonic_s()
-        request = EmbeddingRequest(tuple(texts), arrived_s, arrived_s + self._request_timeout_s)
+        request = EmbeddingRequest(tuple(texts), arrived_s, arrived_s + self._request_timeout_s, salt=owner)
         async with self._lifecycle.lease(model) as engine:
             return Embedded(engine.facts.model, await engine.embed(request))

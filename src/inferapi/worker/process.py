@@ -139,12 +139,10 @@ class Worker:
             return [item]
         try:
             if isinstance(item, EmbeddingJob):
-                self._embeddings.submit(item)
-            else:
-                self._model.loop.submit(item)
+                return self._embeddings.submit(item)
+            return self._model.loop.submit(item)
         except InferapiError as error:
             return [Output(item.request_id, error)]
-        return []
 
     def _embed_next(self) -> list[Output]:
         """Make one vector, if somebody waits for one: answers wait no longer than for one text."""
