@@ -16,12 +16,12 @@ async def strict(make_stage):
     return await make_stage(loads_on_demand=False, max_resident_models=2, inactivity_threshold_s=10)
 
 
-async def test_a_request_that_names_a_model_which_is_not_there_is_refused_and_nothing_is_looked_up(strict):
+async def test_a_request_that_names_a_model_which_is_not_there_is_refused_and_no_load_begins(strict):
     await strict.load("gpt2")
     with pytest.raises(ModelNotLoaded):
         await strict.infer(model="other")
     assert [spec.model for spec in strict.launcher.launched] == ["gpt2"]
-    assert strict.states() == {"gpt2": "ready"}
+    assert (strict.states(), strict.told("other")) == ({"gpt2": "ready"}, [])
 
 
 async def test_before_any_load_nobody_causes_one(strict):
