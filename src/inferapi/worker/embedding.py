@@ -121,17 +121,20 @@ class EmbeddingTurns:
         Raises:
             QueueFull: too many wait already, none of them of an owner that has more waiting.
         """
-        displaced = None
-        if len(self._jobs) >= self._most_waiting:
-            displaced = self._jobs.gives_way_to(job.salt)
-            if displaced is None:
-                raise QueueFull(waiting=len(self._jobs))
+        if len(self._jobs) < self._most_waiting:
+            if job.texts:
+                self._jobs.push(job)
+            return []
+        last = self._jobs.gives_way_to(job.salt)
+        if last is None:
+            raise QueueFull(waiting=len(self._jobs))
         if not job.texts:
             return []
-        if displaced is not None:
-            self._jobs.remove(displaced)
+        # The last to come: by their turns, the last one is who had a text computed just now.
+        displaced = max((other for other in self._jobs if other.salt == last.salt), key=lambda other: other.request_id)
+        self._jobs.remove(displaced)
         self._jobs.push(job)
-        return [] if displaced is None else [Output(displaced.request_id, QueueFull(waiting=len(self._jobs)))]
+        return [Output(displaced.request_id, QueueFull(waiting=len(self._jobs)))]
 
     def cancel(self, request_id: int) -> None:
         """Drop what is left of a job; unknown ids are fine, it may be done."""

@@ -66,6 +66,18 @@ def test_a_full_queue_gives_a_place_of_the_flood_to_another_owner():
     assert order(waiting) == [1, 4, 2]
 
 
+def test_who_has_vectors_already_does_not_give_way_but_who_came_last():
+    waiting = turns(most_waiting=3)
+    for request_id in (1, 2, 3):
+        waiting.submit(job(request_id, "flood", 2))
+    waiting.step()  # of the first one, which is behind the others now
+
+    (refused,) = waiting.submit(job(4, "ann"))
+
+    assert refused.request_id == 3
+    assert order(waiting) == [2, 4, 1, 2]
+
+
 def test_an_owner_of_the_longest_queue_is_refused_itself():
     waiting = turns(most_waiting=2)
     waiting.submit(job(1, "ann"))
