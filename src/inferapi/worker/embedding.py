@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import struct
 import threading
 from collections import deque
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory, QueueFull
 from inferapi.engine.fair_queue import FairQueue
 from inferapi.engine.loop import Output, is_out_of_memory
+from inferapi.worker.inbox import FairInbox
 from inferapi.worker.messages import Embed, Embedded
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class EmbeddingJob:
 
 
 class TextThread:
-    """Requests in, jobs out, in order: a long text delays no step.
+    """Requests in, jobs out, owners in turns: a long text delays no step.
 
     Args:
         encode: a text to token ids.
@@ -46,7 +46,7 @@ class TextThread:
         self._encode = encode
         self._deliver = deliver
         self._on_end = on_end
-        self._waiting: queue.SimpleQueue[Embed] = queue.SimpleQueue()
+        self._waiting: FairInbox[Embed] = FairInbox()
         self._pending: set[int] = set()
         self._cancelled: set[int] = set()
 
@@ -63,6 +63,18 @@ class TextThread:
         """Nobody waits for them any more; for the reader thread. A result comes all the same, at the next text."""
         if request_id in self._pending:
             self._cancelled.add(request_id)
+
+    def displaced_by(self, owner: str) -> int | None:
+        """Drop the last one of the owner that has the most waiting, for a newcomer; for the reader thread.
+
+        Returns its request's id, or ``None`` where it is the newcomer that has to go.
+        """
+        message = self._waiting.displaced_by(owner)
+        if message is None:
+            return None
+        self._pending.discard(message.request_id)
+        self._cancelled.discard(message.request_id)
+        return message.request_id
 
     def _run(self) -> None:
         try:

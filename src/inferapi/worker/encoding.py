@@ -1,9 +1,8 @@
-"""The thread that renders and tokenizes prompts, in order, so that a long one delays no step."""
+"""The thread that renders and tokenizes prompts, owners in turns, so that a long one delays no step."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from inferapi.engine.loop import Output, is_out_of_memory
 from inferapi.engine.matching import AnswerMatcher
 from inferapi.engine.prompt_encoder import PromptEncoder
 from inferapi.engine.request import Request
+from inferapi.worker.inbox import FairInbox
 from inferapi.worker.interruption import Interrupted, Interruptible
 from inferapi.worker.messages import Generate
 
@@ -44,7 +44,7 @@ class PromptThread:
         self._constrainer = constrainer
         self._deliver = deliver
         self._on_end = on_end
-        self._waiting: queue.SimpleQueue[Generate] = queue.SimpleQueue()
+        self._waiting: FairInbox[Generate] = FairInbox()
         self._pending: set[int] = set()
         self._cancelled: set[int] = set()
         self._interruptible = Interruptible()
@@ -63,6 +63,18 @@ class PromptThread:
         if request_id in self._pending:
             self._cancelled.add(request_id)  # first, then interrupt: the encoder looks here once it can be interrupted
             self._interruptible.interrupt(request_id)
+
+    def displaced_by(self, owner: str) -> int | None:
+        """Drop the last one of the owner that has the most waiting, for a newcomer; for the reader thread.
+
+        Returns its request's id, or ``None`` where it is the newcomer that has to go.
+        """
+        message = self._waiting.displaced_by(owner)
+        if message is None:
+            return None
+        self._pending.discard(message.request_id)
+        self._cancelled.discard(message.request_id)
+        return message.request_id
 
     def is_stuck(self) -> bool:
         """Look after what is overdue, about once a second; whether it can never be ended."""

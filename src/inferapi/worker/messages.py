@@ -71,12 +71,22 @@ class Generate(Message, frozen=True):
     request_id: int
     request: GenerationRequest
 
+    @property
+    def salt(self) -> str:
+        """Whose it is."""
+        return self.request.salt
+
 
 class Embed(Message, frozen=True):
     """Turn texts into vectors."""
 
     request_id: int
     request: EmbeddingRequest
+
+    @property
+    def salt(self) -> str:
+        """Whose it is."""
+        return self.request.salt
 
 
 class Cancel(Message, frozen=True):
