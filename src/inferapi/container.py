@@ -25,6 +25,7 @@ from inferapi.application.completion import Completion
 from inferapi.application.conversation import Conversation
 from inferapi.application.embedding import Embedding
 from inferapi.application.inference import Inference
+from inferapi.application.key_limits import KeyLimits
 from inferapi.application.lifecycle import ModelLifecycle
 from inferapi.application.policy import LifecyclePolicy, SessionPolicy
 from inferapi.application.responses import Responses
@@ -114,9 +115,15 @@ def make_session_policy(settings: Settings) -> SessionPolicy:
     )
 
 
-def make_access(settings: Settings) -> Access:
-    """Who may do what."""
-    return Access([ApiKey(key.id, key.digest, key.scopes) for key in settings.api_keys])
+def make_access(settings: Settings, clock: Clock) -> Access:
+    """Who may do what, and how much of it."""
+    limits = KeyLimits(
+        clock,
+        requests_per_minute=settings.key_requests_per_minute,
+        max_concurrency=settings.key_max_concurrency,
+    )
+    keys = [ApiKey(key.id, key.digest, key.scopes) for key in settings.api_keys]
+    return Access(keys, limits, allows_anonymous=settings.allow_anonymous)
 
 
 def make_metrics(settings: Settings) -> PrometheusMetrics:
@@ -137,6 +144,7 @@ def make_policy(settings: Settings) -> LifecyclePolicy:
         memory_budget_bytes=settings.memory_budget_bytes,
         allowed_models=settings.allowed_models,
         pinned_models=settings.pinned_models,
+        loads_on_demand=settings.load_on_demand,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         threads=settings.threads,
@@ -195,7 +203,7 @@ class Container(containers.DeclarativeContainer):
         conversation,
         sessions,
         providers.Factory(OpenAiUseCases, completion, responses, embedding, catalog),
-        access=providers.Factory(make_access, settings),
+        access=providers.Factory(make_access, settings, clock),
         sampling=providers.Factory(
             SamplingPolicy,
             max_new_tokens=settings.provided.max_new_tokens,
@@ -210,4 +218,6 @@ class Container(containers.DeclarativeContainer):
         stream_write_timeout_s=settings.provided.stream_write_timeout_s,
         metrics=metrics,
         tracing=tracing,
+        cors_origins=settings.provided.cors_origins,
+        trusted_hosts=settings.provided.trusted_hosts,
     )

@@ -12,7 +12,16 @@ from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inferapi.application.policy import NEVER_S, checked_threshold_s
@@ -20,6 +29,30 @@ from inferapi.domain.model import Quantization
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def _checked_origin(origin: str) -> str:
+    """An origin as browsers write it (RFC 6454, section 6.2), or nothing would ever be equal to it."""
+    parts = urlsplit(origin)
+    port = parts.port  # ValueError where it is none
+    if not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise ValueError("an origin is scheme://host or scheme://host:port, each by its name: no '*', no path")
+    if port is not None and port == _DEFAULT_PORTS.get(parts.scheme):
+        raise ValueError("browsers leave the default port out of an origin")
+    return origin
+
+
+Origin = Annotated[
+    str,
+    StringConstraints(to_lower=True, pattern=r"^[a-zA-Z][a-zA-Z0-9+.-]*://[^*\s/?#]+$"),
+    AfterValidator(_checked_origin),
+]
+# A name, an IPv4 address, an IPv6 address in its brackets; a port is not compared.
+HostName = Annotated[
+    str,
+    StringConstraints(to_lower=True, pattern=r"^((\*\.)?[a-zA-Z0-9_][a-zA-Z0-9._-]{0,253}|\[[0-9a-fA-F:.]{2,45}\])$"),
+]
 
 
 class ApiKeySetting(BaseModel):
@@ -64,11 +97,29 @@ class Settings(BaseSettings):
         "Without any, everybody may do everything.",
         repr=False,
     )
+    key_requests_per_minute: int | None = Field(
+        None, ge=1, le=100_000, description="Requests of one API key in any 60 s; beyond, 429. Default: any number."
+    )
+    key_max_concurrency: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Requests of one API key under way at once; beyond, 429. Default: any number.",
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="JSON list of origins whose web pages may use the API, https://host or http://host:port."
+    )
+    trusted_hosts: tuple[HostName, ...] = Field(
+        (), description="JSON list of names in the header Host that are answered, also *.example.com. Default: all."
+    )
     model: str | None = Field(None, description="Model to load at start.")
     models_dir: Path = Field(Path("models"), description="Local models, <dir>/<org>/<name>/.")
     allowed_models: tuple[str, ...] = Field(("*",), description="JSON list of glob patterns of model names.")
     pinned_models: tuple[str, ...] = Field(
         (), description="JSON list of glob patterns of models that make room for no other and never idle out."
+    )
+    load_on_demand: bool = Field(
+        True, description="Requests that name a model load it. false: only those load that have the scope admin."
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where models live.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the machine computes in it, else float32.")

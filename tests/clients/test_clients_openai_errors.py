@@ -121,6 +121,17 @@ def test_keys_are_asked_for_and_their_scopes_kept(fresh_server, point):
     assert refused(point(server).models.list)[0] is openai.AuthenticationError
 
 
+def test_a_key_that_asks_too_often_is_told_so_and_when_to_come_again(fresh_server, point):
+    keys = json.dumps([{"id": "user", "key": KEYS["user"]}])
+    server = fresh_server(MODEL=TINY, API_KEYS=keys, KEY_REQUESTS_PER_MINUTE=1).wait_ready()
+    client = point(server, KEYS["user"], max_retries=0)
+    assert client.chat.completions.create(model=TINY, messages=HI, max_tokens=1).choices
+    with pytest.raises(openai.RateLimitError) as raised:
+        client.chat.completions.create(model=TINY, messages=HI, max_tokens=1)
+    assert (raised.value.code, raised.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+    assert 1 <= int(raised.value.response.headers["retry-after"]) <= 60
+
+
 # What is asked again
 
 

@@ -34,6 +34,7 @@ from inferapi.application.completion import Completion  # noqa: E402
 from inferapi.application.conversation import ChatTurn, Conversation, TurnStored  # noqa: E402
 from inferapi.application.embedding import Embedding  # noqa: E402
 from inferapi.application.inference import Answered, Inference  # noqa: E402
+from inferapi.application.key_limits import KeyLimits  # noqa: E402
 from inferapi.application.lifecycle import ModelLifecycle  # noqa: E402
 from inferapi.application.policy import LifecyclePolicy, SessionPolicy  # noqa: E402
 from inferapi.application.responses import Responses  # noqa: E402
@@ -172,19 +173,29 @@ class Stage:
         events = self.lifecycle.events(model=model, limit=1000)
         return [(event.kind.value, event.model, event.reason) for event in events]
 
-    def app(self, max_body_bytes: int = 4096, keys: tuple[ApiKey, ...] = (), *, lenient_params: bool = False):
+    def app(
+        self,
+        max_body_bytes: int = 4096,
+        keys: tuple[ApiKey, ...] = (),
+        *,
+        lenient_params: bool = False,
+        limits: KeyLimits | None = None,
+        allows_anonymous: bool = True,
+        **more,
+    ):
         return create_app(
             self.lifecycle,
             self.inference,
             self.conversation,
             self.sessions,
             self.openai,
-            access=Access(keys),
+            access=Access(keys, limits or KeyLimits(self.clock), allows_anonymous=allows_anonymous),
             sampling=SamplingPolicy(max_new_tokens=600, temperature=0.7),
             openai_policy=OpenAiPolicy(max_new_tokens=600, lenient_params=lenient_params),
             max_body_bytes=max_body_bytes,
             stream_write_timeout_s=30.0,
             metrics=self.metrics,
+            **more,
         )
 
     async def aclose(self) -> None:

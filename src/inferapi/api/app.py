@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from inferapi import __version__
+from inferapi.api.at_end import AtEnd
 from inferapi.api.auth import Access
 from inferapi.api.chat import chat_router
 from inferapi.api.error_handlers import PROBLEMS, add_error_handlers
@@ -24,6 +25,7 @@ from inferapi.api.openai.embeddings import embeddings_router
 from inferapi.api.openai.models import model_list_router
 from inferapi.api.openai.responses import responses_router
 from inferapi.api.openai.schema import OpenAiPolicy
+from inferapi.api.origins import add_origin_checks
 from inferapi.api.schema import SamplingPolicy
 from inferapi.api.sessions import IMPORT_PATH, export_bytes, sessions_router, system_prompt_router
 from inferapi.api.sse import described
@@ -68,6 +70,8 @@ def create_app(
     stream_write_timeout_s: float,
     metrics: Metrics = SILENT,
     tracing: Tracing | None = None,
+    cors_origins: Sequence[str] = (),
+    trusted_hosts: Sequence[str] = (),
 ) -> FastAPI:
     """The ASGI app.
 
@@ -113,7 +117,9 @@ def create_app(
     ):
         app.include_router(router)
     add_error_handlers(app)
+    app.add_middleware(AtEnd)  # what is added later is around it
     larger = {IMPORT_PATH: export_bytes(sessions.limits)}  # what was exported can be imported
     app.add_middleware(BodyGate, max_body_bytes=max_body_bytes, larger=larger)
+    add_origin_checks(app, cors_origins=cors_origins, trusted_hosts=trusted_hosts)
     app.add_middleware(RequestIds, tracing=tracing)
     return app

@@ -25,6 +25,7 @@ class Answer:
     """How HTTP says an error.
 
     Attributes:
+        retry_after_s: when to come again, unless the error knows better: a fact of that name goes before it.
         should_retry: false tells clients that retry by themselves not to.
         challenge: how to authenticate (RFC 9110, section 11.6.1).
         names_request: whether the body has the request's id. Without it all such bodies are the same to the byte, so
@@ -81,6 +82,10 @@ ANSWERS: dict[type[InferapiError], Answer] = {
     errors.SessionStoreUnavailable: Answer(503, retry_after_s=2),
     errors.Unauthenticated: Answer(401, challenge="Bearer"),
     errors.InsufficientScope: Answer(403),
+    errors.AnonymousRefused: Answer(403),
+    errors.HostNotTrusted: Answer(400),
+    errors.RateLimitExceeded: Answer(429, retry_after_s=60),
+    errors.ConcurrencyLimitExceeded: Answer(429, retry_after_s=1),
     errors.UnexpectedError: Answer(500),
 }
 
@@ -112,8 +117,9 @@ def headers_of(error: InferapiError) -> dict[str, str]:
     """What is told beside the body: whether and when to come again, and how to authenticate."""
     answer = ANSWERS[type(error)]
     headers: dict[str, str] = {}
-    if answer.retry_after_s is not None:
-        headers["Retry-After"] = str(answer.retry_after_s)
+    retry_after_s = error.facts.get("retry_after_s", answer.retry_after_s)
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
     if answer.should_retry is not None:
         headers["x-should-retry"] = str(answer.should_retry).lower()
     if answer.challenge is not None:

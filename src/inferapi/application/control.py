@@ -14,11 +14,11 @@ from inferapi.application.fleet import MOST_SOUGHT, Fleet
 from inferapi.application.jobs import LoadJob
 from inferapi.application.loading import ModelLoads
 from inferapi.application.placement import Placement
-from inferapi.application.policy import NEVER_S
+from inferapi.application.policy import NEVER_S, ModelKey
 from inferapi.application.residents import Resident
 from inferapi.application.unloading import Departure, ModelUnloads
 from inferapi.application.waiting import Waiter
-from inferapi.domain.errors import ModelLoading, ModelNotLoaded, OperationInProgress
+from inferapi.domain.errors import InferapiError, ModelLoading, ModelNotLoaded, OperationInProgress
 from inferapi.domain.states import ModelState
 from inferapi.domain.telemetry import UnloadReason
 
@@ -95,11 +95,17 @@ class ControlLoop:
         elif in_turn is not None and in_turn.replaces == key:
             waiter.refuse(OperationInProgress(operation=in_turn.name))
         elif not any(other.key == key for other in fleet.residents):  # a dead or dying one goes first
-            error = fleet.failures.standing(key)
+            error = self._why_not_load(key)
             if error is not None:
                 waiter.refuse(error)
             elif key == fleet.current or self._sought() < MOST_SOUGHT:
                 self._loads.begin(key, explicit=False, reason="a request needs it")
+
+    def _why_not_load(self, key: ModelKey) -> InferapiError | None:
+        """Why a request may not have that model loaded, if so. The one that an operator made current it always may."""
+        if key != self._fleet.current and not self._fleet.policy.loads_on_demand:
+            return ModelNotLoaded()
+        return self._fleet.failures.standing(key)
 
     def _sought(self) -> int:
         return sum(not job.explicit and job.state in _SOUGHT for job in self._fleet.jobs)

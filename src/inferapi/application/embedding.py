@@ -28,8 +28,8 @@ class Embedding:
         self._clock = clock
         self._request_timeout_s = request_timeout_s
 
-    async def embed(self, texts: Sequence[str], *, model: ModelRef | None = None) -> Embedded:
-        """A vector of length 1 for each text, in order. Cancelling drops the work.
+    async def embed(self, texts: Sequence[str], *, owner: str = "", model: ModelRef | None = None) -> Embedded:
+        """A vector of length 1 for each text, in order. Owners take turns. Cancelling drops the work.
 
         Raises:
             EmbeddingsRefused: the model cannot.
@@ -37,7 +37,7 @@ class Embedding:
                 ``TextEngine.embed`` raise them.
         """
         arrived_s = self._clock.monotonic_s()
-        request = EmbeddingRequest(tuple(texts), arrived_s, arrived_s + self._request_timeout_s)
+        request = EmbeddingRequest(tuple(texts), arrived_s, arrived_s + self._request_timeout_s, salt=owner)
         async with self._lifecycle.lease(model) as engine:
             embeddings = await counted_vectors(engine, request, self._lifecycle.telemetry, self._clock)
             return Embedded(engine.facts.model, embeddings)

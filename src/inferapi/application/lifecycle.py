@@ -176,7 +176,7 @@ class ModelLifecycle:
         It is loaded first if need be; a model that is loaded already is taken as it was loaded.
 
         Raises:
-            ModelNotLoaded: no model was ever loaded, or it was unloaded on purpose.
+            ModelNotLoaded: no model was ever loaded, or it was unloaded on purpose, or requests may not load this one.
             ModelLoading: it was not ready in time.
             QueueFull: too many wait for it already.
             ModelUnavailable: it may not be loaded, or loading it failed.

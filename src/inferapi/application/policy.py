@@ -35,6 +35,7 @@ class LifecyclePolicy:
         max_queue_age_s: a request for a model that is not loaded waits so long for those in memory to fall idle;
             then they take no new requests until it had its turn.
         allowed_models: glob patterns of names.
+        loads_on_demand: requests load the models that they name; else only operators load.
         pinned_models: glob patterns of names that neither make room for others nor are unloaded when idle.
         threads: CPU threads of a worker; none for torch's own choice.
         default_options: for loads that do not say.
@@ -49,6 +50,7 @@ class LifecyclePolicy:
     max_queue_age_s: float = 10.0
     memory_budget_bytes: int | None = None
     allowed_models: tuple[str, ...] = ("*",)
+    loads_on_demand: bool = True
     pinned_models: tuple[str, ...] = ()
     max_batch: int = 32
     max_queue: int = 64

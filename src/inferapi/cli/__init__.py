@@ -8,10 +8,12 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from inferapi.cli import keys
 from inferapi.cli.loading import LoadRequest, load_model
 from inferapi.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Serve Hugging Face language models over HTTP.")
+app.add_typer(keys.app, name="keys")
 
 _Url = Annotated[str | None, typer.Option(help="Of the server. Default: from INFERAPI_HOST and INFERAPI_PORT.")]
 _Key = Annotated[

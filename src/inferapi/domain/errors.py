@@ -50,7 +50,12 @@
     │   └── SessionStoreUnavailable session_store_unavailable
     ├── AccessDenied                who asks may not
     │   ├── Unauthenticated         unauthenticated
-    │   └── InsufficientScope       insufficient_scope
+    │   ├── InsufficientScope       insufficient_scope
+    │   ├── AnonymousRefused        anonymous_refused
+    │   └── HostNotTrusted          host_not_trusted
+    ├── LimitReached                one key asks for more than its share
+    │   ├── RateLimitExceeded       rate_limit_exceeded
+    │   └── ConcurrencyLimitExceeded concurrency_limit_exceeded
     └── UnexpectedError             internal_error: a fault of ours, whatever it was
 
 A leaf has a stable ``code``, and a ``text`` that its facts fill in. Facts are numbers and short names:
@@ -346,6 +351,33 @@ class Unauthenticated(AccessDenied):
 class InsufficientScope(AccessDenied):
     code = "insufficient_scope"
     text = "This API key lacks the scope {scope}."
+
+
+class AnonymousRefused(AccessDenied):
+    code = "anonymous_refused"
+    text = (
+        "This server has no API keys, so it answers its own machine alone. Its operator may set INFERAPI_API_KEYS, or "
+        "INFERAPI_ALLOW_ANONYMOUS where something else authenticates."
+    )
+
+
+class HostNotTrusted(AccessDenied):
+    code = "host_not_trusted"
+    text = "This server is not called by the name in the header Host."
+
+
+class LimitReached(InferapiError):
+    """One key asks for more than its share; others are not concerned."""
+
+
+class RateLimitExceeded(LimitReached):
+    code = "rate_limit_exceeded"
+    text = "This API key may send {requests_per_minute} requests a minute; the next one in {retry_after_s} s."
+
+
+class ConcurrencyLimitExceeded(LimitReached):
+    code = "concurrency_limit_exceeded"
+    text = "This API key may have {max_concurrency} requests under way at once; they count until their answers end."
 
 
 class UnexpectedError(InferapiError):

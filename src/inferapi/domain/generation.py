@@ -100,11 +100,13 @@ class EmbeddingRequest:
 
     Attributes:
         deadline_s: when to give up, on the system's monotonic clock.
+        salt: whose request it is; the owners of texts take turns.
     """
 
     texts: tuple[str, ...]
     arrived_s: float
     deadline_s: float
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class GenerationRequest:
         deadline_s: when to give up, on the same clock.
         affinity: requests with the same affinity are likely to share a prefix (a session id).
         salt: whose request it is. Keys and values that were computed for one salt are never reused for another:
-            the time that an answer takes would tell what others asked.
+            the time that an answer takes would tell what others asked. Owners take turns.
     """
 
     prompt: Prompt

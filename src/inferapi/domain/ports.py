@@ -95,7 +95,8 @@ class TextEngine(Protocol):
         Raises:
             ContextWindowExceeded: prompt tokens + ``max_new_tokens`` do not fit.
             InvalidRequest: the template refuses the messages or their tools, or the constraint cannot be kept.
-            QueueFull: every slot is taken and the waiting queue is full.
+            QueueFull: every slot is taken and the waiting queue is full; or the request waited there, and another
+                owner, who has fewer waiting, needed its place.
             OutOfMemory: this request found no memory; the engine lives.
             GenerationTimeout: the request's deadline passed.
             GenerationAborted: ``aclose`` took the engine away meanwhile.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory
+from inferapi.domain.errors import InferapiError, InvalidRequest, OutOfMemory, QueueFull
 from inferapi.domain.generation import Chunk, Finish
 from inferapi.domain.model import EngineLoad
 from inferapi.domain.telemetry import StepTally
@@ -102,16 +102,20 @@ class EngineLoop:
         """What was computed since the last time, whoever still wants it; ``None`` for nothing."""
         return self._tally.take()
 
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, request: Request) -> list[Output]:
+        """Queue a request. What is returned is the refusal of another one, if one had to leave the full queue for it.
 
         Raises:
             QueueFull: too many wait already.
             InvalidRequest: it names a token that the model does not know.
         """
         self._require_known_tokens(request)
-        self._scheduler.submit(request)
+        displaced = self._scheduler.submit(request)
         self._answers[request.request_id] = Answer(request, self._decode, self._bytes_of, self._eos_token_ids)
+        if displaced is None:
+            return []
+        self._release(displaced)
+        return [Output(displaced.request_id, QueueFull(waiting=self._scheduler.waiting))]
 
     def cancel(self, request_id: int) -> None:
         """Drop a request wherever it is; unknown ids are fine, they may have finished meanwhile."""

@@ -28,7 +28,7 @@ class Request:
 
     Attributes:
         tokens: the prompt's token ids, then the generated ones.
-        salt: whose request it is; keys and values are reused within one salt only.
+        salt: whose request it is; owners take turns, and keys and values are reused within one salt only.
         matcher: how far the answer has come in its constraint, if it has one.
         num_computed_tokens: how many leading ``tokens`` have their keys and values in the cache.
         num_cached_tokens: how many of them were there already when the request began.

@@ -8,12 +8,12 @@ Pure Python: the tests drive it without a model.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inferapi.domain.errors import QueueFull
 from inferapi.engine.block_pool import BlockPool, Moves
+from inferapi.engine.fair_queue import FairQueue, in_fair_order
 from inferapi.engine.request import Phase, Request
 
 _LEAST_SHARE = 4  # one part in so many
@@ -84,7 +84,7 @@ class Scheduler:
         self._costly_context_tokens = costly_context_tokens
         self._pool = pool
         self._free_slots = list(range(max_slots - 1, -1, -1))
-        self._waiting: deque[Request] = deque()
+        self._waiting: FairQueue[Request] = FairQueue()
         self._running: list[Request] = []
 
     @property
@@ -100,22 +100,29 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Nothing to compute."""
-        return not self._waiting and not self._running
+        return not (self._waiting or self._running)
 
     @property
     def kv_cache_usage_ratio(self) -> float:
         """Reserved part of the KV cache, 0 to 1."""
         return self._pool.usage_ratio if self._pool else 0.0
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request) -> Request | None:
         """Queue a request.
 
+        Returns the one that had to leave the queue for it, if any: the last one of the owner that has the most there.
+
         Raises:
-            QueueFull: it would have to wait, and too many do already.
+            QueueFull: it would have to wait, and too many do already, none of them of an owner that has more there.
         """
+        displaced = None
         if len(self._waiting) >= self._max_waiting + len(self._free_slots):
-            raise QueueFull(waiting=len(self._waiting))
-        self._waiting.append(request)
+            displaced = self._waiting.gives_way_to(request.salt)
+            if displaced is None:
+                raise QueueFull(waiting=len(self._waiting))
+            self._waiting.remove(displaced)
+        self._waiting.push(request)
+        return displaced
 
     def plan(self, now_s: float) -> Plan | None:
         """Admit who fits, and say what the next forward pass computes; ``None`` when there is nothing."""
@@ -135,9 +142,10 @@ class Scheduler:
         return Plan(decodes, tuple(prefills), tuple(batch for batch in moves if batch))
 
     def _plan_prefills(self, num_decodes: int) -> tuple[list[Segment], list[Moves]]:
-        """Chunks of prompts: those with the least left first, so that a short one never waits for a long one.
+        """Chunks of prompts: an owner's with the least left first, so that a short one never waits for a long one.
 
-        A quarter is the oldest prompt's, so that it is not overtaken for ever.
+        Owners share the step: many prompts of one come in turns with those of the others. A quarter is the oldest
+        prompt's, so that it is not overtaken for ever.
         """
         most = self._step_tokens if num_decodes else self._idle_step_tokens
         budget = self._left(most, num_decodes)
@@ -146,7 +154,7 @@ class Scheduler:
         kept = share = min(chunk_budget // _LEAST_SHARE, self._cost(waiting[0])) if waiting else 0
         prefills: list[Segment] = []
         moves: list[Moves] = []
-        for request in sorted(waiting, key=lambda request: request.num_uncomputed_tokens):
+        for request in in_fair_order(waiting, lambda request: request.num_uncomputed_tokens):
             room, chunk_room = budget - kept, chunk_budget - kept
             if request is waiting[0]:
                 kept, room, chunk_room = 0, budget, max(chunk_budget, share)
@@ -212,6 +220,7 @@ class Scheduler:
             return
         self._running.remove(request)
         self._free_slots.append(request.slot)
+        self._waiting.give_back(request.salt)
         request.slot = None
         if self._pool is not None:
             digests = tuple(request.digests(self._pool.block_tokens, 0, self._num_full_blocks(request)))
@@ -219,17 +228,17 @@ class Scheduler:
             request.blocks, request.reserved_blocks = [], 0
 
     def _admit(self, now_s: float) -> None:
-        # First come, first served: the head of the queue waits for blocks rather than being overtaken
-        # for ever by smaller requests.
-        while self._waiting and self._free_slots:
-            request = self._waiting[0]
+        # Owners in turns, and first come, first served within one: the head of the queue waits for blocks rather than
+        # being overtaken for ever by smaller requests.
+        while self._free_slots and (request := self._waiting.head()) is not None:
             if self._pool is not None:
                 # The last token is sampled but never fed back, so it needs no place in the cache.
                 needed = self._pool.blocks_for(max(request.max_tokens - 1, 1))
                 if not self._pool.reserve(needed):
                     return
                 request.reserved_blocks = needed
-            self._waiting.popleft()
+            self._waiting.take()
+            self._waiting.hold(request.salt)
             request.slot = self._free_slots.pop()
             request.admitted_s = now_s
             self._running.append(request)

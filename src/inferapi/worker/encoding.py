@@ -1,4 +1,4 @@
-"""The thread that renders and tokenizes prompts, in order, so that a long one delays no step."""
+"""The thread that renders and tokenizes prompts, owners in turns, so that a long one delays no step."""
 
 from __future__ import annotations
 

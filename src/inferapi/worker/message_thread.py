@@ -1,15 +1,15 @@
-"""A thread that works through messages in their order, so that a long one delays no step."""
+"""A thread that works through messages, owners in turns, so that a long one delays no step."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from inferapi.logs import on_behalf_of
+from inferapi.worker.inbox import FairInbox
 from inferapi.worker.messages import Embed, Generate
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class MessageThread(ABC, Generic[M, R]):
         self._name = name
         self._deliver = deliver
         self._on_end = on_end
-        self._waiting: queue.SimpleQueue[M] = queue.SimpleQueue()
+        self._waiting: FairInbox[M] = FairInbox()
         self._pending: set[int] = set()
         self._cancelled: set[int] = set()
 
@@ -48,6 +48,18 @@ class MessageThread(ABC, Generic[M, R]):
         """Nobody waits for it any more; for the reader thread. Its result comes all the same, as soon as can be."""
         if request_id in self._pending:
             self._cancelled.add(request_id)
+
+    def displaced_by(self, owner: str) -> int | None:
+        """Drop the last one of the owner that has the most waiting, for a newcomer; for the reader thread.
+
+        Returns its request's id, or ``None`` where it is the newcomer that has to go.
+        """
+        message = self._waiting.displaced_by(owner)
+        if message is None:
+            return None
+        self._pending.discard(message.request_id)
+        self._cancelled.discard(message.request_id)
+        return message.request_id
 
     @abstractmethod
     def _encoded(self, message: M) -> R:

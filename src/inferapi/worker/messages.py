@@ -74,6 +74,11 @@ class Generate(Message, frozen=True):
     request: GenerationRequest
     origin: Origin = (None, None)
 
+    @property
+    def salt(self) -> str:
+        """Whose it is."""
+        return self.request.salt
+
 
 class Embed(Message, frozen=True):
     """Turn texts into vectors. ``origin`` is for the worker's log."""
@@ -81,6 +86,11 @@ class Embed(Message, frozen=True):
     request_id: int
     request: EmbeddingRequest
     origin: Origin = (None, None)
+
+    @property
+    def salt(self) -> str:
+        """Whose it is."""
+        return self.request.salt
 
 
 class Cancel(Message, frozen=True):

@@ -139,12 +139,10 @@ class Worker:
             return [item]
         try:
             if isinstance(item, EmbeddingJob):
-                self._embeddings.submit(item)
-            else:
-                self._model.loop.submit(item)
+                return self._embeddings.submit(item)
+            return self._model.loop.submit(item)
         except InferapiError as error:
             return [Output(item.request_id, error)]
-        return []
 
     def _embed_next(self) -> list[Output]:
         """Make one vector, if somebody waits for one: answers wait no longer than for one text."""
@@ -174,20 +172,29 @@ class Worker:
         try:
             while (message := self._connection.receive()) is not None:
                 if isinstance(message, Generate | Embed):
-                    waiting = len(self._encoding)
-                    self._encoding.add(message.request_id)
-                    if waiting >= self._most_encoding:
-                        self._inbox.put(Output(message.request_id, QueueFull(waiting=waiting)))
-                    elif isinstance(message, Generate):
-                        self._prompts.put(message)
-                    else:
-                        self._texts.put(message)
+                    self._encode(message)
                 elif isinstance(message, Cancel):
                     self._inbox.put(message)  # first: what the encoder then has to say of it is of no interest
                     self._prompts.cancel(message.request_id)
                     self._texts.cancel(message.request_id)
         finally:
             self._end()  # also when there was no memory for a message: a worker that hears nothing is none
+
+    def _encode(self, message: Generate | Embed) -> None:
+        """Hand it to its thread. Where too many wait there, the last of the owner with the most goes, or this one."""
+        waiting = len(self._encoding)
+        self._encoding.add(message.request_id)
+        thread: PromptThread | TextThread = self._prompts if isinstance(message, Generate) else self._texts
+        if waiting >= self._most_encoding:
+            displaced_id = thread.displaced_by(message.salt)
+            refused_id = message.request_id if displaced_id is None else displaced_id
+            self._inbox.put(Output(refused_id, QueueFull(waiting=waiting)))
+            if displaced_id is None:
+                return
+        if isinstance(message, Generate):
+            self._prompts.put(message)
+        else:
+            self._texts.put(message)
 
 
 def run_worker(sock: socket.socket) -> int:

@@ -48,12 +48,18 @@ CONTRACT = {  # design: the table of errors
     "ShuttingDown": 503,
     "Unauthenticated": 401,
     "InsufficientScope": 403,
+    "AnonymousRefused": 403,
+    "HostNotTrusted": 400,
+    "RateLimitExceeded": 429,
+    "ConcurrencyLimitExceeded": 429,
 }
 RETRY_LATER = {
     "HubUnavailable",
     "InsufficientMemory",
     "ModelLoading",
     "QueueFull",
+    "RateLimitExceeded",
+    "ConcurrencyLimitExceeded",
     "SessionBusy",
     "ShuttingDown",
 }

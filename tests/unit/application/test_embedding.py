@@ -21,12 +21,13 @@ async def test_each_text_becomes_a_vector_in_order(stage):
     assert embedded == Embedded("gpt2", Embeddings((text_vector("one two"), text_vector("three")), 3))
 
 
-async def test_the_engine_is_told_the_deadline(stage):
+async def test_the_engine_is_told_the_deadline_and_the_owner(stage):
     await stage.load()
     now_s = stage.clock.monotonic_s()
-    await embedding(stage).embed(["one"])
+    await embedding(stage).embed(["one"], owner="ann")
     (request,) = stage.engine.embedded
     assert (request.texts, request.arrived_s, request.deadline_s) == (("one",), now_s, now_s + 120.0)
+    assert request.salt == "ann"
 
 
 async def test_a_named_model_is_loaded_first(stage):

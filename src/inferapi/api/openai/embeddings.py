@@ -14,7 +14,7 @@ from fastapi.openapi.models import Example
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from inferapi.api.auth import Access
+from inferapi.api.auth import Access, owner_of
 from inferapi.api.disconnect import until_disconnect
 from inferapi.api.json_reply import JsonReply
 from inferapi.api.json_route import JsonRoute
@@ -65,13 +65,13 @@ def embeddings_router(embedding: Embedding, policy: OpenAiPolicy, access: Access
     async def create(body: Annotated[EmbeddingsBody, Body(openapi_examples=_EXAMPLES)], request: Request) -> Response:
         """A vector of length 1 for each text, in order. Models made for it pool as they say, others by the mean."""
         warnings = accepted(body, lenient=policy.lenient_params)
-        return await until_disconnect(request, _answer(embedding, body, ModelRef.parse(body.model), warnings))
+        return await until_disconnect(request, _answer(embedding, body, owner_of(request), warnings))
 
     return router
 
 
-async def _answer(embedding: Embedding, body: EmbeddingsBody, ref: ModelRef, warnings: tuple[str, ...]) -> Response:
-    embedded = await embedding.embed(body.input, model=ref)
+async def _answer(embedding: Embedding, body: EmbeddingsBody, owner: str, warnings: tuple[str, ...]) -> Response:
+    embedded = await embedding.embed(body.input, owner=owner, model=ModelRef.parse(body.model))
     dimensions = len(embedded.embeddings.vectors[0])
     if body.dimensions not in {None, dimensions}:
         raise refused("dimensions", f"the vectors of this model have {dimensions}")

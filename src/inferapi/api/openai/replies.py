@@ -192,6 +192,7 @@ _MEANINGS = {
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The model cannot be served, or can never fit this machine.",
+    429: "This key asks for more than its share; `Retry-After` says when to come again.",
     500: "Something went wrong here.",
     503: "Too busy, no memory, no hub, or the model's process ended: `Retry-After` says when to come again.",
     504: "It was not finished in time; `x-should-retry: false`.",
