@@ -59,6 +59,7 @@ def create_app(
     sampling: SamplingPolicy,
     openai_policy: OpenAiPolicy,
     max_body_bytes: int,
+    receive_timeout_s: float,
     stream_write_timeout_s: float,
 ) -> FastAPI:
     """The ASGI app.
@@ -101,6 +102,6 @@ def create_app(
         app.include_router(router)
     add_error_handlers(app)
     larger = {IMPORT_PATH: export_bytes(sessions.limits)}  # what was exported can be imported
-    app.add_middleware(BodyGate, max_body_bytes=max_body_bytes, larger=larger)
+    app.add_middleware(BodyGate, max_body_bytes=max_body_bytes, receive_timeout_s=receive_timeout_s, larger=larger)
     app.add_middleware(RequestIds)
     return app

@@ -12,6 +12,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from inferapi.cli.connections import ConnectionLimits, connections_within
 from inferapi.container import NoGpuError, StoreUrlError
 from inferapi.domain.errors import InferapiError
 from inferapi.main import create
@@ -49,6 +50,8 @@ def serve(settings_given: dict[str, object]) -> None:
         application,
         host=settings.host,
         port=settings.port,
+        http=connections_within(ConnectionLimits(settings.max_connections, settings.receive_timeout_s)),
+        ws="none",  # there are no routes for it, and a connection handed over to it would be out of bounds
         log_config=None,
         access_log=False,
         server_header=False,
