@@ -69,8 +69,6 @@ class Client:
         """Every response, to requests of these methods or to GET: status, headers, body."""
         parser = h11.Connection(h11.CLIENT)
         parser.receive_data(self.transport.written)
-        if self.is_cut_off:
-            parser.receive_data(b"")
         told = []
         for method in (*methods, *["GET"] * 9):
             if parser.our_state is not h11.IDLE:
