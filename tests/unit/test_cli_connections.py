@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 
 import h11
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
@@ -16,6 +19,27 @@ from inferapi.cli.connections import MOST_HEAD_BYTES, MOST_HEADERS, ConnectionLi
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST /infer HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+
+PIECES = [
+    GET,
+    POST,
+    b"GET /x HTTP/1.1\r\n",
+    b"HEAD /x HTTP/1.1\r\n",
+    b"CONNECT x:1 HTTP/1.1\r\n",
+    b"POST /infer HTTP/1.0\r\n",
+    b"Host: x\r\n",
+    b"Content-Length: 3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n",
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    b"Expect: 100-continue\r\n",
+    b"x: y\r\n" * MOST_HEADERS,
+    b"x" * MOST_HEAD_BYTES,
+    b"\r\n",
+    b"abc",
+    b"3\r\nabc\r\n",
+    b"0\r\n\r\n",
+]
 
 
 class FakeTransport(asyncio.Transport):
@@ -378,3 +402,15 @@ async def test_an_upgrade_is_not_granted_and_does_no_harm(connect):
     await client.send(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
     await client.send(GET)
     assert [status for status, _, _ in client.answers()] == [200, 200]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=12))
+async def test_whatever_is_sent_no_answer_is_a_5xx_and_nothing_breaks(connect, pieces):
+    client = connect()
+    for piece in pieces:
+        await client.send(piece)
+    statuses = re.findall(rb"^HTTP/1\.1 (\d{3}) ", client.transport.written, re.MULTILINE)
+    assert set(statuses) <= {b"100", b"200", b"400", b"431"}
+    client.transport.close()
+    await settle()
