@@ -410,7 +410,7 @@ async def test_whatever_is_sent_no_answer_is_a_5xx_and_nothing_breaks(connect, p
     client = connect()
     for piece in pieces:
         await client.send(piece)
-    statuses = re.findall(rb"^HTTP/1\.1 (\d{3}) ", client.transport.written, re.MULTILINE)
+    statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", client.transport.written)
     assert set(statuses) <= {b"100", b"200", b"400", b"431"}
     client.transport.close()
     await settle()
