@@ -397,11 +397,14 @@ async def test_a_flood_of_connections_at_once_leaves_no_more_than_there_is_room_
     assert not clients[-1].is_cut_off
 
 
-async def test_an_upgrade_is_not_granted_and_does_no_harm(connect):
+async def test_an_upgrade_is_not_granted_and_not_worth_a_line_in_the_log(connect, caplog):
+    caplog.set_level(logging.INFO)
     client = connect()
-    await client.send(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    for name in (b"websocket", b"h2c"):
+        await client.send(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: " + name + b"\r\n\r\n")
     await client.send(GET)
-    assert [status for status, _, _ in client.answers()] == [200, 200]
+    assert [status for status, _, _ in client.answers()] == [200, 200, 200]
+    assert caplog.text == ""
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -141,6 +141,9 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
         super().on_response_complete()
         self._look()
 
+    def _should_upgrade(self) -> bool:
+        return False  # to nothing: and uvicorn would log two warnings for each that asks, as some clients always do
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         """Answer what the parser refused; uvicorn calls this while it handles the parser's exception."""
         error = sys.exception()

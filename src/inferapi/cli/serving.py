@@ -51,7 +51,7 @@ def serve(settings_given: dict[str, object]) -> None:
         host=settings.host,
         port=settings.port,
         http=connections_within(ConnectionLimits(settings.max_connections, settings.receive_timeout_s)),
-        ws="none",  # there are no routes for it, and a connection handed over to it would be out of bounds
+        ws="none",  # there are no routes for it
         log_config=None,
         access_log=False,
         server_header=False,
