@@ -11,9 +11,12 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from fakes import ScriptedEngine
-from inferapi.api.json_bounds import MOST_VALUES
+from inferapi.api.json_bounds import MOST_FIELDS, MOST_VALUES
+from inferapi.api.openai.strictness import OpenAiBody
+from inferapi.api.schema import Body
 
 JSON = {"Content-Type": "application/json"}
 MIB = 1024**2
@@ -172,3 +175,37 @@ async def test_a_long_text_full_of_commas_is_a_text(stage, client_of):
     async with client_of(stage.app(max_body_bytes=MIB)) as client:
         answer: httpx.Response = await client.post("/infer", json={"text": text})
     assert (answer.status_code, answer.json()["input"]) == (200, text)
+
+
+def kinds(root: type[BaseModel]) -> list[type[BaseModel]]:
+    """Every body that derives from it."""
+    return [kind for child in root.__subclasses__() for kind in (child, *kinds(child))]
+
+
+MANY = MOST_VALUES - 100
+FULL = {
+    "numbers": [1] * MANY,
+    "objects": [{}] * MANY,
+    "lists": [[]] * MANY,
+    "texts": ["x"] * MANY,
+    "fields": {f"k{number}": 1 for number in range(MOST_FIELDS)},
+    "objects of fields": [{f"k{number}": 1 for number in range(MOST_FIELDS)}] * 30,
+}
+
+
+@pytest.mark.parametrize("kind", [*kinds(Body), *kinds(OpenAiBody)])
+@pytest.mark.parametrize("value", FULL.values(), ids=FULL)
+def test_no_field_of_any_body_is_refused_for_each_of_its_values(kind, value):
+    found = {}
+    for name, field in kind.model_fields.items():
+        try:
+            kind.model_validate({field.alias or name: value})
+        except ValidationError as error:
+            found[name] = error.error_count()
+    assert {name: count for name, count in found.items() if count > MOST_FIELDS + 50} == {}
+
+
+def test_the_bodies_that_are_looked_at_are_all_of_them():
+    assert {"InferBody", "SessionExport", "ChatCompletionBody", "ResponseBody"} <= {
+        kind.__name__ for root in (Body, OpenAiBody) for kind in kinds(root)
+    }
