@@ -15,7 +15,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from fakes import settle
-from inferapi.cli.connections import MOST_HEAD_BYTES, MOST_HEADERS, ConnectionLimits, connections_within
+from inferapi.cli.connections import ConnectionLimits, connections_within
+from inferapi.cli.request_parser import MOST_HEAD_BYTES, MOST_HEADERS
 
 GET = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST /infer HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
