@@ -101,7 +101,7 @@ class Client:
             parser.send(h11.Request(method=method, target="/", headers=[("Host", "test")]))
             parser.send(h11.EndOfMessage())
             status, headers, body = 0, {}, b""
-            while type(event := parser.next_event()) is not type(h11.NEED_DATA):  # nor PAUSED, which is of its type
+            while not isinstance(event := parser.next_event(), type):  # NEED_DATA and PAUSED are classes
                 if isinstance(event, h11.Response):
                     status, headers = event.status_code, {k.decode(): v.decode() for k, v in event.headers}
                 elif isinstance(event, h11.Data):
