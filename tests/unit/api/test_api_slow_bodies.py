@@ -33,6 +33,10 @@ class SlowBody:
         }
         self.task = asyncio.create_task(app(scope, self._pieces.get, self._send))
 
+    async def leave(self) -> None:
+        self._pieces.put_nowait({"type": "http.disconnect"})
+        await settle()
+
     async def send(self, piece: bytes, *, more: bool = True) -> None:
         self._pieces.put_nowait({"type": "http.request", "body": piece, "more_body": more})
         await settle()
@@ -84,6 +88,15 @@ async def test_a_byte_now_and_then_does_not_give_it_more_time(slow, loop_time):
         await request.send(BODY[number : number + 1])
         await loop_time(4.5)
     assert request.answer[0] == 408
+
+
+async def test_who_leaves_before_it_is_whole_has_left_and_sent_nothing_wrong(slow, stage):
+    request = slow()
+    await request.send(BODY[:5])
+    await request.leave()
+    assert request.task.done()
+    assert request.sent[0]["status"] == 499
+    assert stage.engine.requests == []
 
 
 async def test_under_v1_it_is_told_in_the_shape_that_is_known_there(slow, loop_time):
