@@ -215,6 +215,7 @@ class Container(containers.DeclarativeContainer):
             lenient_params=settings.provided.lenient_params,
         ),
         max_body_bytes=settings.provided.max_body_bytes,
+        receive_timeout_s=settings.provided.receive_timeout_s,
         stream_write_timeout_s=settings.provided.stream_write_timeout_s,
         metrics=metrics,
         tracing=tracing,

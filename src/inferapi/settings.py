@@ -161,6 +161,12 @@ class Settings(BaseSettings):
         False, description="Parameters under /v1 that are not supported: ignore them with a warning, do not refuse."
     )
     max_body_bytes: PositiveInt = Field(1_048_576, description="The largest request body.")
+    receive_timeout_s: Seconds = Field(
+        30.0, description="Line and headers of a request must have come by then, and its body within as long again."
+    )
+    max_connections: PositiveInt = Field(
+        512, le=100_000, description="Connections at once; each takes a file descriptor."
+    )
     request_timeout_s: Seconds = Field(300.0, description="An answer must be finished by then.")
     stream_write_timeout_s: Seconds = Field(30.0, description="A client that does not read its answer is cut off.")
     load_stall_timeout_s: Seconds = Field(120.0, description="A load that makes no progress for so long is given up.")

@@ -28,12 +28,21 @@ PATHS_V1 = {
     "/v1/responses/{response_id}/input_items",
 }
 ERROR = {"$ref": "#/components/schemas/ErrorReply"}
-LIMITS = {"MAX_NEW_TOKENS": 8, "ALLOWED_MODELS": json.dumps([TINY]), "SESSION_STORE_URL": "memory://"}
+KEYS = {scope: f"key-for-{scope}-0123456789abcdef" for scope in ("infer", "admin")}
+LIMITS = {
+    "MAX_NEW_TOKENS": 8,
+    "ALLOWED_MODELS": json.dumps([TINY]),
+    "SESSION_STORE_URL": "memory://",
+    "API_KEYS": json.dumps([{"id": scope, "key": key, "scopes": [scope]} for scope, key in KEYS.items()]),
+}
+ADMIN = {"/load_model", "/change_model", "/unload_model", "/change_inactivity_threshold", "/system_prompt"}
+READY = "^/health/ready$"  # it answers 503 by right, once no model is there any more
 
 
-def fuzz(server, folder, *options):
+def fuzz(server, folder, *options, scope=None):
     """Let schemathesis ask the server, in a process of its own: it rebuilds hypothesis for its purposes."""
     command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json", *options]
+    command += ["--header", f"Authorization: Bearer {KEYS[scope]}"] if scope else []
     command += ["--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--seed", "20261123"]
     command += ["--suppress-health-check", "all", "--continue-on-failure", "--request-timeout", "60", "--no-color"]
     command += ["--generation-database", "none"]
@@ -50,22 +59,49 @@ def answers(server):
     return Counter(asked)  # without the probes: while the model was loaded they were told to wait
 
 
-@pytest.mark.timeout(2500)
-def test_nothing_that_schemathesis_sends_ends_with_a_5xx(fresh_server, tmp_path):
-    server = fresh_server(MODEL=TINY, **LIMITS).wait_ready()
-    runs = [
-        fuzz(server, tmp_path, "--include-path-regex", "^/v1/", "--max-examples", "300"),
-        fuzz(server, tmp_path, "--exclude-path-regex", "^/(v1|health)/", "--max-examples", "30"),
-    ]
-    seen = answers(server)
+def asked(server, folder, *options, scope=None):
+    """How often the server gave which status for which path in one run, which must have found no 5xx."""
+    before = answers(server)
+    run = fuzz(server, folder, *options, scope=scope)
+    assert not run.returncode, run.stdout[-4000:] + run.stderr[-2000:]
+    seen = answers(server) - before
     assert [(key, count) for key, count in seen.items() if key[2] >= 500] == []
-    assert [run.stdout[-4000:] + run.stderr[-2000:] for run in runs if run.returncode] == []
-    assert sum(seen.values()) >= EXAMPLES
+    return seen
+
+
+@pytest.mark.timeout(3600)
+def test_nothing_that_schemathesis_sends_ends_with_a_5xx_whatever_its_key_may_do(fresh_server, tmp_path):
+    server = fresh_server(MODEL=TINY, **LIMITS).wait_ready()
+    infer = asked(server, tmp_path, "--include-path-regex", "^/v1/", "--max-examples", "300", scope="infer")
     for path in (*STREAMED, "/v1/embeddings"):  # it came further than the door
-        assert seen["POST", path, 200] > 0, path
-        assert seen["POST", path, 400] > 0, path
-    body = {"model": TINY, "prompt": "Hi", "max_tokens": 2}
-    assert server.answer("/v1/completions", body)["usage"]["completion_tokens"] <= 2
+        assert infer["POST", path, 200] > 0, path
+        assert infer["POST", path, 400] > 0, path
+    native = "^/(v1/|health/ready$)"
+    infer += asked(server, tmp_path, "--exclude-path-regex", native, "--max-examples", "30", scope="infer")
+    for path in ("/infer", "/chat"):
+        assert infer["POST", path, 200] > 0, path
+        assert infer["POST", path, 422] > 0, path
+    assert all(infer["POST", path, 403] > 0 and infer["POST", path, 200] == 0 for path in ADMIN)
+
+    # The last, for it unloads the model.
+    admin = asked(server, tmp_path, "--exclude-path-regex", READY, "--max-examples", "30", scope="admin")
+    for path in ADMIN:
+        assert admin["POST", path, 422] > 0, path
+        assert admin["POST", path, 403] == 0 or path in {"/load_model", "/change_model"}, path  # names not allowed
+    assert admin["POST", "/infer", 403] > 0
+    assert not [path for method, path, status in admin if method == "POST" and path in STREAMED and status < 300]
+
+    nobody = asked(server, tmp_path, "--exclude-path-regex", READY, "--max-examples", "5")
+    assert {path for _, path, status in nobody if status < 300} == {"/openapi.json"}
+    assert all(nobody["POST", path, 401] > 0 for path in (*ADMIN, *STREAMED, "/infer", "/chat"))
+
+    assert sum((infer + admin).values()) >= EXAMPLES
+    answer = server.http.post(
+        "/v1/completions",
+        json={"model": TINY, "prompt": "Hi", "max_tokens": 2},
+        headers={"Authorization": f"Bearer {KEYS['infer']}"},
+    )
+    assert answer.json()["usage"]["completion_tokens"] <= 2
     assert "Traceback" not in server.log.read_text(encoding="utf-8", errors="replace")
 
 

@@ -23,7 +23,7 @@ NOT_JSON = {
     "a word": b"canary-31337",
     "single quotes": b"{'text': 'canary-31337'}",
     "bytes that are no UTF-8": b'{"text": "canary-31337 \xff\xfe"}',
-    "a tower of brackets": b"[" * 100_000,
+    "a tower of brackets": b"[" * 10_000,
     "an integer of 5000 digits": b'{"text": "canary-31337", "seed": ' + b"9" * 5000 + b"}",
 }
 NOT_VALID = {

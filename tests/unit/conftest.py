@@ -193,6 +193,7 @@ class Stage:
             sampling=SamplingPolicy(max_new_tokens=600, temperature=0.7),
             openai_policy=OpenAiPolicy(max_new_tokens=600, lenient_params=lenient_params),
             max_body_bytes=max_body_bytes,
+            receive_timeout_s=20.0,
             stream_write_timeout_s=30.0,
             metrics=self.metrics,
             **more,

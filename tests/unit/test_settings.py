@@ -23,6 +23,7 @@ def test_the_defaults_are_those_of_the_manual():
     assert (settings.session_wait_s, settings.session_lease_s, settings.api_keys) == (9.0, 8.0, ())
     assert (settings.max_batch, settings.max_queue, settings.max_new_tokens) == (32, 64, 4096)
     assert (settings.max_body_bytes, settings.request_timeout_s, settings.drain_timeout_s) == (1_048_576, 300.0, 30.0)
+    assert (settings.receive_timeout_s, settings.max_connections) == (30.0, 512)
     assert (settings.allow_anonymous, settings.log_level) == (False, "info")
 
 
@@ -100,6 +101,10 @@ def test_settings_do_not_change():
         ("temperature", "-0.1"),
         ("temperature", "nan"),
         ("max_body_bytes", "0"),
+        ("receive_timeout_s", "0"),
+        ("receive_timeout_s", "nan"),
+        ("max_connections", "0"),
+        ("max_connections", "100001"),
         ("request_timeout_s", "0"),
         ("request_timeout_s", "nan"),
         ("request_timeout_s", "inf"),

@@ -67,6 +67,7 @@ def create_app(
     sampling: SamplingPolicy,
     openai_policy: OpenAiPolicy,
     max_body_bytes: int,
+    receive_timeout_s: float,
     stream_write_timeout_s: float,
     metrics: Metrics = SILENT,
     tracing: Tracing | None = None,
@@ -119,7 +120,7 @@ def create_app(
     add_error_handlers(app)
     app.add_middleware(AtEnd)  # what is added later is around it
     larger = {IMPORT_PATH: export_bytes(sessions.limits)}  # what was exported can be imported
-    app.add_middleware(BodyGate, max_body_bytes=max_body_bytes, larger=larger)
+    app.add_middleware(BodyGate, max_body_bytes=max_body_bytes, receive_timeout_s=receive_timeout_s, larger=larger)
     add_origin_checks(app, cors_origins=cors_origins, trusted_hosts=trusted_hosts)
     app.add_middleware(RequestIds, tracing=tracing)
     return app

@@ -30,6 +30,7 @@ class Answer:
         challenge: how to authenticate (RFC 9110, section 11.6.1).
         names_request: whether the body has the request's id. Without it all such bodies are the same to the byte, so
             that nobody can tell, say, a session of another owner from none.
+        closes_connection: what is left of the request is not read: it may be anything, and without end.
     """
 
     status: int
@@ -37,13 +38,17 @@ class Answer:
     should_retry: bool | None = None
     challenge: str | None = None
     names_request: bool = True
+    closes_connection: bool = False
 
 
 ANSWERS: dict[type[InferapiError], Answer] = {
     errors.InvalidJson: Answer(400),
     errors.InvalidRequest: Answer(422),
     errors.UnsupportedMediaType: Answer(415),
-    errors.BodyTooLarge: Answer(413),
+    errors.BodyTooLarge: Answer(413, closes_connection=True),
+    errors.HeadTooLarge: Answer(431, closes_connection=True),
+    errors.MalformedHttp: Answer(400, closes_connection=True),
+    errors.ReceiveTimeout: Answer(408, closes_connection=True),
     errors.ModelNameInvalid: Answer(422),
     errors.EmbeddingsRefused: Answer(422),
     errors.ContextWindowExceeded: Answer(422),
@@ -68,6 +73,7 @@ ANSWERS: dict[type[InferapiError], Answer] = {
     errors.LoadCancelled: Answer(409, should_retry=False),
     errors.OperationInProgress: Answer(409, retry_after_s=5),
     errors.QueueFull: Answer(503, retry_after_s=1),
+    errors.TooManyConnections: Answer(503, retry_after_s=1, closes_connection=True),
     errors.ShuttingDown: Answer(503, retry_after_s=5),
     errors.GenerationTimeout: Answer(504, should_retry=False),
     errors.GenerationAborted: Answer(503, retry_after_s=5),
@@ -114,7 +120,7 @@ def problem_response(error: InferapiError) -> Response:
 
 
 def headers_of(error: InferapiError) -> dict[str, str]:
-    """What is told beside the body: whether and when to come again, and how to authenticate."""
+    """What is told beside the body: whether and when to come again, how to authenticate, and that this is the end."""
     answer = ANSWERS[type(error)]
     headers: dict[str, str] = {}
     retry_after_s = error.facts.get("retry_after_s", answer.retry_after_s)
@@ -124,6 +130,8 @@ def headers_of(error: InferapiError) -> dict[str, str]:
         headers["x-should-retry"] = str(answer.should_retry).lower()
     if answer.challenge is not None:
         headers["WWW-Authenticate"] = answer.challenge
+    if answer.closes_connection:
+        headers["Connection"] = "close"
     return headers
 
 

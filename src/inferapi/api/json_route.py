@@ -1,33 +1,52 @@
-"""Routes whose bodies are JSON in UTF-8 and in nothing else, as RFC 8259 section 8.1 has it.
+"""Routes whose bodies are JSON in UTF-8 and in nothing else, as RFC 8259 section 8.1 has it, and within bounds.
 
 ``json.loads`` guesses UTF-16 and UTF-32 from bytes; what one reader guesses, the next reads otherwise.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from inferapi.api.json_bounds import MOST_VALUES, bounded_json
 
-class _Utf8Request(Request):
+
+class _BoundedRequest(Request):
+    most_values = MOST_VALUES
+
     async def json(self) -> Any:
-        return json.loads((await self.body()).decode("utf-8"))
+        return bounded_json(await self.body(), self.most_values)
 
 
 class JsonRoute(APIRoute):
     """The ``route_class`` of every router here."""
 
+    most_values: ClassVar[int] = MOST_VALUES
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's handler, on a request that decodes strictly."""
         handle = super().get_route_handler()
 
-        async def handle_utf8(request: Request) -> Response:
+        async def handle_bounded(request: Request) -> Response:
             for needed in self.dependencies:  # who may not ask is told so before anything that was sent is read
                 await needed.dependency(request)  # type: ignore[misc]  # ``Access.needs`` gives a coroutine function
-            return await handle(_Utf8Request(request.scope, request.receive))
+            bounded = _BoundedRequest(request.scope, request.receive)
+            bounded.most_values = self.most_values
+            if self.body_field is not None:
+                await bounded.body()  # the framework would take whoever leaves meanwhile for one that sends no JSON
+            return await handle(bounded)
 
-        return handle_utf8
+        return handle_bounded
+
+
+def json_route(*, most_values: int) -> type[JsonRoute]:
+    """The same for routes whose bodies may have more values than others."""
+
+    class LargerJsonRoute(JsonRoute):
+        pass
+
+    LargerJsonRoute.most_values = max(most_values, MOST_VALUES)
+    return LargerJsonRoute

@@ -5,6 +5,7 @@ Starlette's ``BaseHTTPMiddleware`` is not used: it can hide that a client has go
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -18,7 +19,7 @@ from inferapi.api.error_handlers import error_response
 from inferapi.api.errors import ProblemException
 from inferapi.api.route_names import RouteNames
 from inferapi.api.trace_context import trace_parent
-from inferapi.domain.errors import BodyTooLarge, UnexpectedError, UnsupportedMediaType
+from inferapi.domain.errors import BodyTooLarge, ReceiveTimeout, UnexpectedError, UnsupportedMediaType
 from inferapi.domain.tracing import Arrival, Tracing, Untraced
 from inferapi.logs import request_id, trace_id
 
@@ -28,6 +29,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 _PROBES = ("/health/", "/metrics")  # asked for all the time: lines at debug, and in no trace
 _NO_ROUTE = "(no route)"
+_MOST_DIGITS = 18  # Python takes no number of thousands of them
 
 
 class RequestIds:
@@ -87,15 +89,17 @@ class RequestIds:
 
 
 class BodyGate:
-    """Refuses bodies that are no JSON by their own word, and counts bytes as they arrive, declared or not.
+    """Refuses bodies that are no JSON by their own word, and counts bytes and time as they arrive, declared or not.
 
     Args:
+        receive_timeout_s: the last byte must have come so long after the headers.
         larger: paths whose bodies may be longer, and how long.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, larger: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, receive_timeout_s: float, larger: Mapping[str, int]) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._receive_timeout_s = receive_timeout_s
         self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,19 +116,25 @@ class BodyGate:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         limit_bytes = max(self._max_body_bytes, self._larger.get(path, 0))
         too_large = BodyTooLarge(limit_bytes=limit_bytes)
-        if declared.isdecimal() and int(declared) > limit_bytes:
-            response = error_response(scope, too_large)
-            response.headers["Connection"] = "close"  # or the server would have to read it all
-            await response(scope, receive, send)
+        if declared.isdecimal() and (len(declared) > _MOST_DIGITS or int(declared) > limit_bytes):
+            await error_response(scope, too_large)(scope, receive, send)
             return
-        received = 0
+        received, is_whole = 0, False
+        deadline_s = asyncio.get_running_loop().time() + self._receive_timeout_s
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            if is_whole:  # it waits for the client to leave
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ProblemException(ReceiveTimeout(timeout_s=self._receive_timeout_s)) from error
             received += len(message.get("body", b""))
             if received > limit_bytes:
                 raise ProblemException(too_large)
+            is_whole = not message.get("more_body", False)
             return message
 
         await self._app(scope, counted, send)

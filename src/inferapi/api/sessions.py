@@ -10,7 +10,7 @@ from pydantic import BaseModel, FailFast, Field, StringConstraints
 from starlette.responses import Response
 
 from inferapi.api.auth import Access, owner_of
-from inferapi.api.json_route import JsonRoute
+from inferapi.api.json_route import JsonRoute, json_route
 from inferapi.api.schema import MAX_TOKEN_COUNT, Body, SessionId, TurnId
 from inferapi.application.sessions import Sessions, new_session_id
 from inferapi.domain.chat import Session, SessionLimits, SessionRef, SessionSummary, Turn
@@ -101,7 +101,8 @@ class SessionExport(Body):
 
 def sessions_router(sessions: Sessions, access: Access) -> APIRouter:
     """The routes, on their use case."""
-    router = APIRouter(tags=["sessions"], route_class=JsonRoute, dependencies=[access.needs("infer")])
+    route_class = json_route(most_values=export_values(sessions.limits))
+    router = APIRouter(tags=["sessions"], route_class=route_class, dependencies=[access.needs("infer")])
 
     @router.get("/sessions")
     async def page(
@@ -174,6 +175,11 @@ def system_prompt_router(sessions: Sessions, access: Access) -> APIRouter:
 def export_bytes(limits: SessionLimits) -> int:
     """The most that an export has: texts, of which each line break and each quotation mark is escaped, and the rest."""
     return 2 * (limits.max_bytes + _SYSTEM_PROMPT_CHARACTERS) + _TURN_BYTES * limits.max_turns
+
+
+def export_values(limits: SessionLimits) -> int:
+    """The most JSON values that an export has: its fields, and those of each turn with the turn itself."""
+    return len(SessionExport.model_fields) + 1 + (len(ExportedTurn.model_fields) + 1) * limits.max_turns
 
 
 def history(session: Session) -> list[dict[str, str]]:

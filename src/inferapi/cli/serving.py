@@ -13,6 +13,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from inferapi.cli.connections import ConnectionLimits, connections_within
 from inferapi.container import NoGpuError, StoreUrlError, TelemetryError
 from inferapi.domain.errors import InferapiError
 from inferapi.main import create, several_processes
@@ -54,6 +55,8 @@ def serve(settings_given: dict[str, object], *, workers: int | None = None) -> N
         application,
         host=settings.host,
         port=settings.port,
+        http=connections_within(ConnectionLimits(settings.max_connections, settings.receive_timeout_s)),
+        ws="none",  # there are no routes for it
         log_config=None,
         access_log=False,
         server_header=False,

@@ -8,6 +8,9 @@
     │   ├── InvalidRequest          invalid_request
     │   ├── UnsupportedMediaType    unsupported_media_type
     │   ├── BodyTooLarge            body_too_large
+    │   ├── HeadTooLarge            head_too_large
+    │   ├── MalformedHttp           malformed_http
+    │   ├── ReceiveTimeout          receive_timeout
     │   ├── ModelNameInvalid        invalid_request
     │   ├── EmbeddingsRefused       embeddings_refused
     │   └── ContextWindowExceeded   context_length_exceeded
@@ -34,6 +37,7 @@
     │   ├── LoadCancelled           load_cancelled
     │   ├── OperationInProgress     operation_in_progress
     │   ├── QueueFull               queue_full
+    │   ├── TooManyConnections      too_many_connections
     │   └── ShuttingDown            shutting_down
     ├── GenerationFailed            a request that ran did not finish
     │   ├── GenerationTimeout       generation_timeout
@@ -115,6 +119,21 @@ class UnsupportedMediaType(InvalidInput):
 class BodyTooLarge(InvalidInput):
     code = "body_too_large"
     text = "The body is larger than {limit_bytes} bytes."
+
+
+class HeadTooLarge(InvalidInput):
+    code = "head_too_large"
+    text = "Request line and headers are larger than {limit_bytes} bytes, or the headers are more than {limit_headers}."
+
+
+class MalformedHttp(InvalidInput):
+    code = "malformed_http"
+    text = "This is not HTTP/1.1, or a body in too many small pieces."
+
+
+class ReceiveTimeout(InvalidInput):
+    code = "receive_timeout"
+    text = "The request had not come whole within {timeout_s} s."
 
 
 class ModelNameInvalid(InvalidInput):
@@ -267,6 +286,13 @@ class OperationInProgress(WrongState):
 class QueueFull(WrongState):
     code = "queue_full"
     text = "{waiting} requests are waiting already."
+
+
+class TooManyConnections(WrongState):
+    """Every connection that the server may have serves a request."""
+
+    code = "too_many_connections"
+    text = "{limit} connections are in use already."
 
 
 class ShuttingDown(WrongState):

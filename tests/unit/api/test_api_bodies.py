@@ -141,6 +141,11 @@ async def test_a_body_that_is_too_large_by_its_own_word_is_refused_unread(client
     assert stage.engine.requests == []
 
 
+async def test_a_length_beyond_all_numbers_is_refused_as_any_that_is_too_large(client):
+    answer = await client.post("/infer", content=b"{}", headers=JSON | {"Content-Length": "9" * 5000})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
 async def test_a_body_that_grows_too_large_undeclared_is_refused_the_same_way(client, stage):
     async def pieces():
         yield b'{"text": "'

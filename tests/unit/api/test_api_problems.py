@@ -20,6 +20,10 @@ CONTRACT = {  # design: the table of errors
     "EmbeddingsRefused": 422,
     "ContextWindowExceeded": 422,
     "BodyTooLarge": 413,
+    "HeadTooLarge": 431,
+    "MalformedHttp": 400,
+    "ReceiveTimeout": 408,
+    "TooManyConnections": 503,
     "ModelNotFound": 404,
     "ModelNotAllowed": 403,
     "ModelGated": 403,
@@ -60,6 +64,7 @@ RETRY_LATER = {
     "QueueFull",
     "RateLimitExceeded",
     "ConcurrencyLimitExceeded",
+    "TooManyConnections",
     "SessionBusy",
     "ShuttingDown",
 }

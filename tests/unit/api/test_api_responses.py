@@ -316,7 +316,7 @@ async def test_reasoning_is_an_item_before_the_message(make_stage, client_of):
         ({"include": ["message.output_text.logprobs", "file_search_call.results"]}, "include[1]"),
         ({"n": 2}, "n"),
         ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),
-        ({"metadata": {str(number): 0 for number in range(80_000)}}, "metadata"),
+        ({"metadata": {str(number): 0 for number in range(1000)}}, "metadata"),
         ({"input": [{"role": "user", "content": [{"type": "input_text", "text": ""}] * 250}] * 20}, "input"),
         ({"tools": [WEATHER | {"parameters": nested(65)}]}, "tools[0].parameters"),
         ({"messages": []}, "messages"),

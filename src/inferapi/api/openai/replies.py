@@ -188,6 +188,7 @@ _MEANINGS = {
     401: "A valid API key is needed.",
     403: "The key's scopes, or the operator's list of models, do not allow it; or the model is gated.",
     404: "There is no such model.",
+    408: "The request did not come whole in time.",
     409: "Not now: a change of models is under way, or a load was cancelled.",
     413: "The body is too large.",
     415: "The body is not application/json.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -124,10 +125,10 @@ def accepted(body: OpenAiBody, *, lenient: bool) -> tuple[str, ...]:
     Raises:
         InvalidRequest: a field is not supported; the fact ``param`` names the first one.
     """
-    found = list(_unsupported(body, ""))
+    found = list(islice(_unsupported(body, ""), _MOST_TOLD))  # no more are looked for than are told
     if not found:
         return ()
-    told = [f"{place}: {reason}" for place, reason in found[:_MOST_TOLD]]
+    told = [f"{place}: {reason}" for place, reason in found]
     if not lenient:
         param = found[0][0]
         raise InvalidRequest(problem="; ".join(told), param=None if _HIDDEN in param else param)
