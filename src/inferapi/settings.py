@@ -11,7 +11,16 @@ from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from inferapi.application.policy import NEVER_S, checked_threshold_s
@@ -56,6 +65,17 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind.")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$",
+        max_length=256,
+        description="Path below which a proxy serves this, such as /llm. The proxy takes it off what it passes on.",
+    )
+    forwarded_allow_ips: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="JSON list of addresses and networks of proxies: what they say in X-Forwarded-For and "
+        "X-Forwarded-Proto is believed. Without any, nobody's word is.",
+    )
     allow_anonymous: bool = Field(False, description="Needed to bind beyond loopback without API keys.")
     api_keys: tuple[ApiKeySetting, ...] = Field(
         (),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inferapi.api.client_address import client_address
 from inferapi.api.error_handlers import error_response
 from inferapi.api.errors import ProblemException
 from inferapi.domain.errors import BodyTooLarge, UnexpectedError, UnsupportedMediaType
@@ -42,6 +43,9 @@ class RequestIds:
         current = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
         request_id.set(current)
         started_s, status = time.monotonic(), 0
+        path = scope["path"].removeprefix(
+            scope.get("root_path", "")
+        )  # without the proxy's prefix; routing changes both
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -58,9 +62,9 @@ class RequestIds:
                 raise
             await error_response(scope, UnexpectedError())(scope, receive, send_with_id)
         finally:
-            level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
-            duration_ms = 1000 * (time.monotonic() - started_s)
-            log.log(level, "%s %r %d in %.0f ms", scope["method"], scope["path"][:200], status, duration_ms)
+            level = logging.DEBUG if path.startswith("/health/") else logging.INFO
+            duration_ms, client = 1000 * (time.monotonic() - started_s), client_address(scope)
+            log.log(level, "%s %r %d in %.0f ms for %s", scope["method"], path[:200], status, duration_ms, client)
 
 
 class BodyGate:

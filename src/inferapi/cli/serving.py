@@ -49,6 +49,9 @@ def serve(settings_given: dict[str, object]) -> None:
         application,
         host=settings.host,
         port=settings.port,
+        root_path=settings.root_path,  # the proxy took it off; FastAPI reads it from the scope
+        proxy_headers=bool(settings.forwarded_allow_ips),  # uvicorn's own default believes whoever is on loopback
+        forwarded_allow_ips=[str(network) for network in settings.forwarded_allow_ips],
         log_config=None,
         access_log=False,
         server_header=False,
