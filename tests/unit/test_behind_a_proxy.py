@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import uvicorn
 from pydantic import ValidationError
@@ -27,7 +29,7 @@ def config_of(monkeypatch):
     return serve
 
 
-async def seen_by_the_app(config: uvicorn.Config, *, sent_by: str) -> tuple[str, str]:
+def seen_by_the_app(config: uvicorn.Config, *, sent_by: str) -> tuple[str, str]:
     """Address and scheme after uvicorn's middleware, of a request that names another client and TLS."""
     seen: list[tuple[str, str]] = []
 
@@ -38,23 +40,23 @@ async def seen_by_the_app(config: uvicorn.Config, *, sent_by: str) -> tuple[str,
     config.load()
     headers = [(b"x-forwarded-for", CLIENT.encode()), (b"x-forwarded-proto", b"https")]
     scope = {"type": "http", "client": (sent_by, 1), "scheme": "http", "headers": headers, "asgi": {"version": "3.0"}}
-    await config.loaded_app(scope, None, None)
+    asyncio.run(config.loaded_app(scope, None, None))
     return seen[0]
 
 
 @pytest.mark.parametrize("sent_by", ["127.0.0.1", "::1", PROXY, CLIENT])
-async def test_nobody_is_believed_unless_told_otherwise(config_of, monkeypatch, sent_by):
+def test_nobody_is_believed_unless_told_otherwise(config_of, monkeypatch, sent_by):
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # uvicorn's own variable
-    assert await seen_by_the_app(config_of(), sent_by=sent_by) == (sent_by, "http")
+    assert seen_by_the_app(config_of(), sent_by=sent_by) == (sent_by, "http")
 
 
 @pytest.mark.parametrize("believed", [(PROXY,), ("10.0.0.0/24", "2001:db8::/32")])
-async def test_a_proxy_that_is_named_is_believed(config_of, believed):
-    assert await seen_by_the_app(config_of(forwarded_allow_ips=believed), sent_by=PROXY) == (CLIENT, "https")
+def test_a_proxy_that_is_named_is_believed(config_of, believed):
+    assert seen_by_the_app(config_of(forwarded_allow_ips=believed), sent_by=PROXY) == (CLIENT, "https")
 
 
-async def test_others_are_not(config_of):
-    assert await seen_by_the_app(config_of(forwarded_allow_ips=("10.0.1.0/24",)), sent_by=PROXY) == (PROXY, "http")
+def test_others_are_not(config_of):
+    assert seen_by_the_app(config_of(forwarded_allow_ips=("10.0.1.0/24",)), sent_by=PROXY) == (PROXY, "http")
 
 
 def test_the_path_of_the_proxy_is_told_to_the_application(config_of):
