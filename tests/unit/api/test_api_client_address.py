@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+
+import httpx
 import pytest
 
 from inferapi.api.client_address import client_address
@@ -23,3 +26,18 @@ def test_an_address_is_told_and_no_other_text(client, expected):
 
 def test_a_scope_without_a_client_has_none():
     assert client_address({"type": "http"}) == "-"
+
+
+async def test_the_access_log_tells_the_address_and_the_path_without_the_proxys(stage, caplog):
+    transport = httpx.ASGITransport(stage.app(), client=("192.0.2.7", 1), root_path="/llm")
+    with caplog.at_level("DEBUG", "inferapi.access"):
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get("/llm/health/live")).status_code == 200
+            assert (await client.get("/llm/status")).status_code == 200
+    told = [
+        (record.levelname, *re.sub(r"\d+ ms", "N ms", record.getMessage()).split(" in ")) for record in caplog.records
+    ]
+    assert told == [
+        ("DEBUG", "GET '/health/live' 200", "N ms for 192.0.2.7"),
+        ("INFO", "GET '/status' 200", "N ms for 192.0.2.7"),
+    ]
