@@ -25,7 +25,7 @@ if [ ! -e "$folder/api.env" ]; then # the keys and those who know them, made tog
   printf '%s\n' "GF_SECURITY_ADMIN_PASSWORD=$(random)" >"$folder/grafana.env"
   keys="{\"id\":\"admin\",\"sha256\":\"$(digest "$admin_key")\",\"scopes\":[\"infer\",\"admin\"]}"
   keys+=",{\"id\":\"webui\",\"sha256\":\"$(digest "$webui_key")\"}"
-  keys+=",{\"id\":\"metrics\",\"sha256\":\"$(digest "$metrics_key")\"}"
+  keys+=",{\"id\":\"metrics\",\"sha256\":\"$(digest "$metrics_key")\",\"scopes\":[]}"
   printf '%s\n' "INFERAPI_SESSION_STORE_URL=redis://inferapi:$redis_password@redis:6379" "INFERAPI_API_KEYS='[$keys]'" \
     >"$folder/api.env.new"
   mv "$folder/api.env.new" "$folder/api.env"

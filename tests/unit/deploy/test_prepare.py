@@ -45,7 +45,7 @@ def test_it_makes_every_secret_that_the_stack_mounts_and_every_file_of_variables
     assert {Path(name).name for name in needed} | {"admin_key"} == set(contents(made))
 
 
-def test_the_server_knows_the_digests_of_the_keys_and_the_web_interface_may_infer_alone(made, settings):
+def test_the_server_knows_the_digests_of_the_keys_and_gives_each_no_more_than_it_needs(made, settings):
     known = {key.id: (key.digest, set(key.scopes)) for key in settings.api_keys}
     webui = next(
         line.partition("=")[2]
@@ -55,7 +55,7 @@ def test_the_server_knows_the_digests_of_the_keys_and_the_web_interface_may_infe
     keys = {
         "admin": ((made / "admin_key").read_text(encoding="utf-8").strip(), {"infer", "admin"}),
         "webui": (webui, {"infer"}),
-        "metrics": ((made / "metrics_key").read_text(encoding="utf-8"), {"infer"}),
+        "metrics": ((made / "metrics_key").read_text(encoding="utf-8"), set()),
     }
     assert known == {name: (hashlib.sha256(key.encode()).digest(), scopes) for name, (key, scopes) in keys.items()}
     assert len({key for key, _ in keys.values()}) == 3
