@@ -77,6 +77,12 @@ def test_a_body_of_unknown_length_has_the_same_limit(client, proxy):
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
 
 
+def test_headers_that_are_too_large_are_refused_as_such(client):
+    response = client.get("/status", headers={"X-Much": "x" * 40_000})
+    assert (response.status_code, response.json()["code"]) == (431, "head_too_large")
+    assert response.json()["status"] == 431
+
+
 def test_the_servers_own_errors_pass_as_they_are(client, server):
     told = [one.post("/infer", json={"text": 5}, headers={"X-Request-ID": "same"}) for one in (client, server.http)]
     assert told[0].status_code == told[1].status_code == 422
