@@ -57,6 +57,10 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/constraints.
 test-clients: setup model $(CLIENTS)/.installed ## Run the tests with openai, LangChain, LlamaIndex and LiteLLM.
 	INFERAPI_TEST_COMMAND="$(abspath $(BIN)/inferapi)" $(CLIENTS)/bin/python -m pytest tests/clients
 
+.PHONY: test-stack
+test-stack: setup model ## Run the stack's proxy and Redis, without Docker, with real servers (needs nginx).
+	$(BIN)/python -m pytest tests/stack
+
 .PHONY: lint
 lint: setup ## Format check, lint, types, import contracts.
 	$(BIN)/ruff format --check .

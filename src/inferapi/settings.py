@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     PositiveInt,
     StringConstraints,
     field_validator,
@@ -90,6 +91,17 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind.")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$",
+        max_length=256,
+        description="Path below which a proxy serves this, such as /llm. The proxy takes it off what it passes on.",
+    )
+    forwarded_allow_ips: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="JSON list of addresses and networks of proxies: what they say in X-Forwarded-For and "
+        "X-Forwarded-Proto is believed. Without any, nobody's word is.",
+    )
     allow_anonymous: bool = Field(False, description="Needed to bind beyond loopback without API keys.")
     api_keys: tuple[ApiKeySetting, ...] = Field(
         (),

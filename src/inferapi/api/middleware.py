@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inferapi.api.client_address import client_address
 from inferapi.api.error_handlers import error_response
 from inferapi.api.errors import ProblemException
 from inferapi.api.route_names import RouteNames
@@ -82,9 +83,9 @@ class RequestIds:
             route = self._routes.of(scope, path)
             level = logging.DEBUG if is_probe else logging.INFO
             duration_ms = round(1000 * (time.monotonic() - started_s))
-            told = (method, route or _NO_ROUTE, status, duration_ms)
-            fields = dict(zip(("method", "route", "status", "duration_ms"), told, strict=True))
-            log.log(level, "%s %r %d in %d ms", *told, extra={"fields": fields})
+            told = (method, route or _NO_ROUTE, status, duration_ms, client_address(scope))
+            fields = dict(zip(("method", "route", "status", "duration_ms", "client"), told, strict=True))
+            log.log(level, "%s %r %d in %d ms for %s", *told, extra={"fields": fields})
             trace.end(route, status or None, error or None)
 
 
