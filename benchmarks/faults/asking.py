@@ -90,8 +90,8 @@ async def _follow(client: httpx.AsyncClient, ask: Ask, started_s: float) -> Fate
             label = f"{code} in a stream"
         else:
             await response.aread()
-            content = response.json() if response.content else {}
-            code = "" if response.is_success else _code(content)
+            content = response.json() if response.is_success and response.content else {}
+            code = "" if response.is_success else _code(_parsed(response))
             label = f"{response.status_code} {code}"
     took_s = time.perf_counter() - started_s
     if not code:
@@ -117,6 +117,13 @@ async def _read_events(response: httpx.Response) -> str | None:
 
 def _lost(why: str, started_s: float) -> Fate:
     return Fate(Kind.LOST, f"{Kind.LOST}: {why}", is_right=False, took_s=time.perf_counter() - started_s)
+
+
+def _parsed(response: httpx.Response) -> object:
+    try:
+        return response.json()
+    except ValueError:
+        return None
 
 
 def _code(parsed: object) -> str:

@@ -63,8 +63,8 @@ def crowded(folder: Path) -> Result:
     before, during, after = found.descriptors
     lines = [
         f"{IDLE} connections that say nothing and {SLOW} that send a byte every {BYTE_INTERVAL_S:g} s (half of them",
-        f"from the headers on, half from the body on); beside them {BESIDE} short requests one after the other, each with",
-        "a probe of `/health/live`. Then the clients close all connections.",
+        f"from the headers on, half from the body on). Beside them {BESIDE} short requests one after the other, each",
+        "with a probe of `/health/live`. Then the clients close all connections.",
         "",
         *report.outcomes({"short requests": found.beside, "probes": found.probes}),
         "",

@@ -34,14 +34,17 @@ class Talker(Protocol):
 class Load:
     """Talkers, side by side, from entering the context to leaving it; each ends its last request before that.
 
+    Args:
+        http: has a connection for each of them, see ``client``.
+
     Attributes:
         tally: what became of all requests so far.
     """
 
-    def __init__(self, url: str, talkers: Sequence[Talker]) -> None:
+    def __init__(self, http: httpx.AsyncClient, talkers: Sequence[Talker]) -> None:
         self.tally = Tally()
         self._talkers = talkers
-        self._http = client(url, len(talkers))
+        self._http = http
         self._is_over = False
         self._heard = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
@@ -61,7 +64,6 @@ class Load:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._http.aclose()
 
     async def until(self, condition: Callable[[Tally], bool]) -> None:
         """Wait until the tally is so; it is looked at again after each request.

@@ -48,9 +48,11 @@ async def store_away(
         NeverCame: requests were neither answered nor refused as they should have been.
     """
     talking = [Chatter(f"outage-{number}", expects=STORE_BACK) for number in range(chatters)]
-    chatting = Load(url, talking)
-    async with client(url, 1) as http, Load(url, [Continuer() for _ in range(others)]) as beside:
-        async with chatting as chats:
+    async with (
+        client(url, chatters + others) as http,
+        Load(http, [Continuer() for _ in range(others)]) as beside,
+    ):
+        async with Load(http, talking) as chats:
             await chats.until(_answers(rounds * chatters))
             await asyncio.to_thread(begin)
             answered = beside.tally.answered
@@ -92,8 +94,8 @@ async def crashes(
     """
     chatters = [Chatter(f"crash-{number}", new_tokens, WORKER_GONE) for number in range(clients // 2)]
     continuers = [Continuer(new_tokens, WORKER_GONE) for _ in range(clients - len(chatters))]
-    async with client(url, 1) as http:
-        async with Load(url, [*chatters, *continuers]) as load:
+    async with client(url, clients) as http:
+        async with Load(http, [*chatters, *continuers]) as load:
             for _ in range(kills):
                 await load.until(_answers(load.tally.answered + rounds * clients))
                 told = load.tally.refused

@@ -23,7 +23,7 @@ from benchmarks.own_server import MODEL, Server
 
 from . import report
 from .asking import Tally
-from .load import Load
+from .load import Load, client
 from .memory import Samples
 from .mix import Mixed
 from .trend import LEAST_SAMPLES, Trend, fit
@@ -53,7 +53,7 @@ async def soak(server: Server, minutes: float) -> Soaked:
     mixed = [Mixed(seed, MODEL) for seed in range(CLIENTS)]
     samples = Samples(server.tree)
     started_s = time.monotonic()
-    async with Load(server.url, mixed) as load:
+    async with client(server.url, CLIENTS) as http, Load(http, mixed) as load:
         while (left_s := started_s + 60 * minutes - time.monotonic()) > 0:
             await asyncio.to_thread(samples.take)
             await asyncio.sleep(min(SAMPLE_S, left_s))

@@ -4,7 +4,7 @@ import psutil
 import pytest
 from benchmarks.faults.crowds import crowd, flood
 from benchmarks.faults.leaving import abandon
-from benchmarks.faults.load import Load
+from benchmarks.faults.load import Load, client
 from benchmarks.faults.mix import Mixed
 from benchmarks.faults.outages import crashes, store_away
 from benchmarks.own_redis import RedisServer
@@ -122,7 +122,7 @@ async def test_a_worker_killed_twice_under_load_is_told_to_its_clients_and_loses
 async def test_of_a_mixed_load_nothing_is_lost_and_nothing_unforeseen_comes(started):
     server, descriptors = started(MAX_BATCH=4, MAX_QUEUE=6)
     mixed = [Mixed(seed, TINY) for seed in range(12)]
-    async with Load(server.url, mixed) as load:
+    async with client(server.url, len(mixed)) as http, Load(http, mixed) as load:
         await load.until(lambda tally: tally.sent >= MIXED)
     assert (load.tally.lost, load.tally.wrong, load.tally.server_errors) == (0, {}, {})
     assert load.tally.answered > MIXED / 2

@@ -1,4 +1,4 @@
-"""Keys, prompts and answers: on no way that a request can end do they come into the log, the journal or a wrong body."""
+"""Keys, prompts and answers: however a request ends, they come into no log, no journal and no body of others."""
 
 import json
 import socket
@@ -58,9 +58,12 @@ def test_no_key_right_or_wrong_is_in_a_body_the_log_the_journal_or_redis(fresh_s
     stored = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert b"inferapi:session:talker:s1:turns" in stored
     log = server.log.read_text(encoding="utf-8", errors="replace")
+    children = [str(process.environ()) for process in server.tree()]
+    assert len(children) == 2
     for key in (*KEYS.values(), WRONG_KEY):
         assert not [body for body in bodies if key in body]
         assert key not in log
+        assert not [environment for environment in children if key in environment]
         assert key.encode() not in stored
 
 
