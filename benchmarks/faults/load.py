@@ -89,8 +89,8 @@ class Load:
             talker.hear(fate)
             async with self._heard:
                 self._heard.notify_all()
-            if fate.kind in {Kind.REFUSED, Kind.LOST}:
-                await asyncio.sleep(REFUSED_PAUSE_S)
+            # Whoever waits for a tally must come to look at it, also where answers come without any wait.
+            await asyncio.sleep(REFUSED_PAUSE_S if fate.kind in {Kind.REFUSED, Kind.LOST} else 0)
 
 
 def client(url: str, connections: int) -> httpx.AsyncClient:
