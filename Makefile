@@ -7,6 +7,8 @@ RUNTIME := .venv-runtime
 COVERAGE := 85
 DEMO_MODEL := HuggingFaceTB/SmolLM2-135M-Instruct
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+INTO_RUNTIME = $(BIN)/python -m pip --python $(RUNTIME)/bin/python install --quiet --disable-pip-version-check \
+	--constraint constraints.txt
 INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -103,8 +105,8 @@ audit: $(VENV)/.released ## Look for known vulnerabilities in what is pinned; ne
 $(RUNTIME)/.installed: $(VENV)/.installed
 	rm -rf $(RUNTIME)
 	$(PYTHON) -m venv --without-pip $(RUNTIME)
-	$(BIN)/python -m pip --python $(RUNTIME)/bin/python install --quiet --disable-pip-version-check \
-		--constraint constraints.txt "$$(grep '^torch==' constraints.txt)" .
+	$(INTO_RUNTIME) "$$(grep '^torch==' constraints.txt)"
+	$(INTO_RUNTIME) .
 	@touch $@
 
 .PHONY: sbom

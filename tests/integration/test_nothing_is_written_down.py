@@ -1,6 +1,7 @@
 """Keys, prompts and answers: however a request ends, they come into no log, no journal and no body of others."""
 
 import json
+import re
 import socket
 
 import httpx
@@ -30,6 +31,11 @@ def everything_told(server, headers=None):
     told = [server.log.read_text(encoding="utf-8", errors="replace")]
     told += [server.http.get(path, headers=headers).text for path in ("/events", "/status", "/metrics", "/v1/models")]
     return "\n".join(told)
+
+
+def plain_part(text):
+    """The longest part that would be in a line of JSON as it is here."""
+    return max(re.split(r"[^A-Za-z0-9 ]", text), key=len)
 
 
 def test_no_key_right_or_wrong_is_in_a_body_the_log_the_journal_or_redis(fresh_server, redis, tmp_path):
@@ -68,7 +74,7 @@ def test_no_key_right_or_wrong_is_in_a_body_the_log_the_journal_or_redis(fresh_s
 
 
 def test_no_prompt_and_no_answer_is_written_down_however_the_request_ends(fresh_server):
-    server = fresh_server(MODEL=TINY, REQUEST_TIMEOUT_S=2, MAX_NEW_TOKENS=32000).wait_ready()
+    server = fresh_server(MODEL=TINY, REQUEST_TIMEOUT_S=5, MAX_NEW_TOKENS=32000).wait_ready()
     server.answer("/system_prompt", {"prompt": SYSTEM})
     answers = [
         server.result(PROMPT, max_new_tokens=40, ignore_eos=True, stop=[STOP]),
@@ -95,10 +101,11 @@ def test_no_prompt_and_no_answer_is_written_down_however_the_request_ends(fresh_
         *_, last = events
     assert last["error"]["code"] == "model_crashed"
     told = everything_told(server)
-    assert told.count("/infer") >= 7  # the requests themselves are in the log
-    for canary in (PROMPT, SYSTEM, STOP, *(answer for answer in answers if len(answer) >= 20)):
+    assert told.count("/infer") >= 6  # the requests themselves are in the log
+    said = [fragment for answer in answers if len(fragment := plain_part(answer)) >= 10]
+    assert len(said) >= 2
+    for canary in (PROMPT, SYSTEM, STOP, *said):
         assert canary not in told
-    assert len([answer for answer in answers if len(answer) >= 20]) >= 2
 
 
 def test_a_request_that_is_no_http_is_not_written_down_either(fresh_server):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from scripts.audit import FOUND, NONE_KNOWN, NOT_ASKED, tell
 
 SOUND = {"name": "sound", "version": "1.0", "vulns": []}
