@@ -12,7 +12,6 @@ from .asking import Ask, Fate, Kind, Tally
 
 PATIENCE_S = 180.0  # two slow cores, shared with others: only what never comes fails
 REFUSED_PAUSE_S = 0.1  # a client that is refused does not ask again at once
-MOST_ASKS = 200_000
 
 
 class NeverCame(Exception):
@@ -84,13 +83,19 @@ class Load:
         return any(task.done() and not task.cancelled() and task.exception() for task in self._tasks)
 
     async def _talk(self, talker: Talker) -> None:
-        while not self._is_over and self.tally.sent < MOST_ASKS:
-            fate = await self.tally.ask(self._http, talker.next())
-            talker.hear(fate)
-            async with self._heard:
-                self._heard.notify_all()
-            # Whoever waits for a tally must come to look at it, also where answers come without any wait.
-            await asyncio.sleep(REFUSED_PAUSE_S if fate.kind in {Kind.REFUSED, Kind.LOST} else 0)
+        try:
+            while not self._is_over:
+                fate = await self.tally.ask(self._http, talker.next())
+                talker.hear(fate)
+                await self._tell()
+                # Whoever waits for a tally must come to look at it, also where answers come without any wait.
+                await asyncio.sleep(REFUSED_PAUSE_S if fate.kind in {Kind.REFUSED, Kind.LOST} else 0)
+        finally:
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._heard:
+            self._heard.notify_all()
 
 
 def client(url: str, connections: int) -> httpx.AsyncClient:
