@@ -144,8 +144,8 @@ class Tally:
     Attributes:
         sent: requests that were sent, whether or not they have ended.
         labels: how often each fate came.
-        wrong: the same for fates that their requests did not expect, by path.
-        server_errors: those of ``wrong`` whose status is 5xx.
+        wrong: the same for answers and refusals that their requests did not expect, by path; what was lost is apart.
+        server_errors: those of ``wrong`` whose status is 5xx, or that came in a stream.
         untold: refusals with 503 or 429 that did not say when to come again, by label.
         slowest_s: seconds of the slowest fate of each label.
     """
@@ -175,7 +175,7 @@ class Tally:
         self._kinds[fate.kind] += 1
         self.labels[fate.label] += 1
         self.slowest_s[fate.label] = max(self.slowest_s.get(fate.label, 0.0), fate.took_s)
-        if not fate.is_right:
+        if not fate.is_right and fate.kind is not Kind.LOST:
             self.wrong[f"{ask.path} {fate.label}"] += 1
             if fate.status >= FIRST_SERVER_ERROR or (fate.code and fate.status < FIRST_ERROR):  # or in a stream
                 self.server_errors[f"{ask.path} {fate.label}"] += 1

@@ -35,7 +35,7 @@ def abandoned(folder: Path) -> Result:
                 ("clients that left before an answer", found.tally.left),
                 ("the next request", found.next_answer.label),
                 ("… answered after", report.seconds(found.next_answer.took_s)),
-                ("nothing runs or waits any more after", report.seconds(found.idle_after_s)),
+                ("… and nothing runs or waits any more after", report.seconds(found.idle_after_s)),
                 ("the worker is the same process", "yes" if same else "no"),
             ],
         ),
