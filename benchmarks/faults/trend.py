@@ -52,7 +52,9 @@ def fit(times_s: Sequence[float], values: Sequence[float]) -> Trend:
     if count < LEAST_SAMPLES:
         raise ValueError(f"{count} samples make no trend")
     slope, intercept = statistics.linear_regression(times_s, values)
+    rounding = 1e-12 * max(map(abs, values))  # what is left of an exact line is no noise, and hangs together
     residuals = [value - intercept - slope * time_s for time_s, value in zip(times_s, values, strict=True)]
+    residuals = [residual if abs(residual) > rounding else 0.0 for residual in residuals]
     squares = math.fsum(residual * residual for residual in residuals)
     spread = math.fsum((time_s - statistics.fmean(times_s)) ** 2 for time_s in times_s)
     independent = _independent(residuals, squares)
