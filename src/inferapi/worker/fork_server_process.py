@@ -24,7 +24,7 @@ _GRACE_S = 2.0
 _BURIAL_S = 60.0  # a fork server that is importing needs seconds; one that takes longer is stopped or stuck
 _POLL_S = 0.005
 # Settings are the server's own business; the rest is what others call their secrets, in names and inside of URLs.
-_OUR_SETTINGS, _SECRETS = "INFERAPI_", ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "OTLP_HEADERS")
+_OUR_SETTINGS, _SECRETS = "INFERAPI_", ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "OTEL_")
 _PASSWORD_IN_A_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _ids = itertools.count(1)
 
