@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+RUNTIME := .venv-runtime
 COVERAGE := 85
 DEMO_MODEL := HuggingFaceTB/SmolLM2-135M-Instruct
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+INTO_RUNTIME = $(BIN)/python -m pip --python $(RUNTIME)/bin/python install --quiet --disable-pip-version-check \
+	--constraint constraints.txt
 INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -86,6 +89,36 @@ bench-own: setup model ## Measure throughput, memory against its estimate, loads
 	$(BIN)/python benchmarks/lifecycle.py --write docs/benchmarks/lifecycle.md
 	$(BIN)/python benchmarks/sessions.py --write docs/benchmarks/sessions.md
 
+.PHONY: faults
+faults: setup model ## Put a server in trouble under load, and count what its clients meet (minutes).
+	$(BIN)/python -m benchmarks.faults --write docs/benchmarks/faults.md
+
+.PHONY: soak
+soak: setup model ## Serve a mixed load for half an hour (minutes=N for longer), and look whether anything is lost or grows.
+	$(BIN)/python -m benchmarks.faults.soak --minutes $(or $(minutes),30) --write docs/benchmarks/soak.md
+
+$(VENV)/.released: $(VENV)/.installed
+	$(INSTALL) --editable '.[release]'
+	@touch $@
+
+.PHONY: audit
+audit: $(VENV)/.released ## Look for known vulnerabilities in what is pinned; needs a vulnerability database within reach.
+	$(BIN)/python scripts/audit.py
+
+# What users get and nothing else: no tools of development, and not pip either.
+$(RUNTIME)/.installed: $(VENV)/.installed
+	rm -rf $(RUNTIME)
+	$(PYTHON) -m venv --without-pip $(RUNTIME)
+	$(INTO_RUNTIME) "$$(grep '^torch==' constraints.txt)"
+	$(INTO_RUNTIME) .
+	@touch $@
+
+.PHONY: sbom
+sbom: $(VENV)/.released $(RUNTIME)/.installed ## Write the bill of materials of what users get: dist/inferapi.cdx.json.
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-format JSON --output-file dist/inferapi.cdx.json $(RUNTIME)
+
 .PHONY: gpu-check
 gpu-check: setup ## On a CUDA machine: are the answers right, and how fast do they come.
 	$(BIN)/python -m benchmarks.gpu_check --write docs/benchmarks/gpu-measured.md
@@ -97,4 +130,4 @@ format: setup ## Format the code.
 
 .PHONY: clean
 clean: ## Remove what the other targets made, except the models and the environments of `make bench` (.bench).
-	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist
+	rm -rf $(VENV) $(CLIENTS) $(RUNTIME) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage build dist

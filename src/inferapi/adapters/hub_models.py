@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class HubModels:
                 *(sys.executable, "-m", "inferapi.adapters.hub_fetch"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env=_ENVIRONMENT | os.environ | _QUIET,  # the token travels here
+                env=_environment(os.environ),
                 limit=_MOST_LINE_BYTES,
             )
         except OSError as error:
@@ -126,3 +126,9 @@ async def _gone(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
+
+
+def _environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What the hub's process needs: the token and the proxies, and none of the server's own settings and keys."""
+    kept = {name: value for name, value in ours.items() if not name.upper().startswith("INFERAPI_")}
+    return _ENVIRONMENT | kept | _QUIET

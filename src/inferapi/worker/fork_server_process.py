@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,7 +23,9 @@ _PACKET_BYTES = 4096
 _GRACE_S = 2.0
 _BURIAL_S = 60.0  # a fork server that is importing needs seconds; one that takes longer is stopped or stuck
 _POLL_S = 0.005
-_SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "OTEL_")  # a collector's headers and address hold them too
+# Settings are the server's own business; the rest is what others call their secrets, in names and inside of URLs.
+_OUR_SETTINGS, _SECRETS = "INFERAPI_", ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "OTEL_")
+_PASSWORD_IN_A_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _ids = itertools.count(1)
 
 
@@ -169,10 +172,16 @@ def _set(exited: asyncio.Future[int], status: int) -> None:
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
     """What a worker needs to know: no secret, and that it has no business on the network."""
-    kept = {name: value for name, value in ours.items() if not any(secret in name.upper() for secret in _SECRETS)}
+    kept = {name: value for name, value in ours.items() if not _is_secret(name.upper(), value)}
     return kept | {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if name.startswith(_OUR_SETTINGS) or _PASSWORD_IN_A_URL.search(value):
+        return True
+    return any(secret in name for secret in _SECRETS)

@@ -1,7 +1,7 @@
 """Redis servers: one shared by the tests of a session, and fresh ones for those that trouble them."""
 
 import pytest
-from redis_server import RedisServer
+from benchmarks.own_redis import RedisServer
 
 from inferapi.adapters.redis_sessions import RedisSessionStore
 from inferapi.adapters.system_clock import SystemClock
