@@ -24,8 +24,8 @@ class EmbeddingJob:
 
     request_id: int
     texts: deque[list[int]]
-    origin: Origin = (None, None)
     salt: str = ""
+    origin: Origin = (None, None)
 
 
 class TextThread(MessageThread[Embed, EmbeddingJob | Output]):
@@ -47,7 +47,7 @@ class TextThread(MessageThread[Embed, EmbeddingJob | Output]):
         self._encode = encode
 
     def _encoded(self, message: Embed) -> EmbeddingJob | Output:
-        job = EmbeddingJob(message.request_id, deque(), message.origin, message.salt)
+        job = EmbeddingJob(message.request_id, deque(), message.salt, message.origin)
         try:
             for text in message.request.texts:
                 if message.request_id in self._cancelled:

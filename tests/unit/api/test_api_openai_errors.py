@@ -26,7 +26,7 @@ HI = {"model": "gpt2", "messages": [{"role": "user", "content": "Hi"}]}
 JSON = {"Content-Type": "application/json"}
 SECRET = "k3y-of-ann-0123456789"
 WRONG_OF_CLIENTS = {"InvalidRequest", "ModelNameInvalid", "ContextWindowExceeded", "EmbeddingsRefused"}
-TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 def make(leaf: type[InferapiError]) -> InferapiError:

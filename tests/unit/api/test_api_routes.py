@@ -21,7 +21,13 @@ OPEN = {
     ("GET", "/docs/oauth2-redirect"),
     ("GET", "/openapi.json"),
 }
-ANY_KEY = {("GET", "/status"), ("GET", "/events"), ("GET", "/v1/models"), ("GET", "/v1/models/{model:path}")}
+ANY_KEY = {
+    ("GET", "/status"),
+    ("GET", "/events"),
+    ("GET", "/metrics"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model:path}"),
+}
 ADMIN = {
     ("POST", "/load_model"),
     ("POST", "/change_model"),
