@@ -159,12 +159,19 @@ def application() -> App:
 
 
 @pytest.fixture
-async def connect(application):
+def counted() -> list[str]:
+    """The codes of the refusals that were counted."""
+    return []
+
+
+@pytest.fixture
+async def connect(application, counted):
     """Makes clients of a server that has room for three, and is patient for 20 s."""
     config = Config(application, ws="none", log_config=None, access_log=False, timeout_keep_alive=75)
     config.load()
     state, clients = ServerState(), []
-    protocol = connections_within(ConnectionLimits(most_connections=3, receive_timeout_s=20.0))
+    limits = ConnectionLimits(most_connections=3, receive_timeout_s=20.0)
+    protocol = connections_within(limits, lambda error: counted.append(error.code))
 
     def make() -> Client:
         clients.append(Client(protocol(config, state, {})))
@@ -375,6 +382,15 @@ async def test_one_more_than_there_is_room_for_takes_the_place_of_the_one_that_w
     assert [client.is_cut_off for client in (first, second, fourth, fifth)] == [False, True, False, False]
     await fifth.send(GET)
     assert [status for status, _, _ in fifth.answers()] == [200]
+
+
+async def test_what_is_refused_here_is_counted_and_what_is_only_closed_is_not(connect, loop_time, counted):
+    quiet, slow, odd = connect(), connect(), connect()
+    await slow.send(GET[:9])
+    await odd.send(b"\r\n\r\n")
+    await loop_time(21)
+    assert [client.is_cut_off for client in (quiet, slow, odd)] == [True] * 3
+    assert counted == ["malformed_http", "receive_timeout"]
 
 
 async def test_who_is_being_served_makes_room_for_nobody(connect, application):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -57,6 +58,7 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
     """A client's connection, within limits; made by what ``connections_within`` gives."""
 
     limits: ClassVar[ConnectionLimits]
+    on_refused: ClassVar[Callable[[InferapiError], None]]
     idle: ClassVar[dict[ClientConnection, None]]  # those without a request under way, the longest waiting first
     _buffer: ClassVar = memoryview(bytearray(_READ_BYTES))  # of all: what is read is taken out before the next read
 
@@ -190,13 +192,20 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
             said = self.conn.send(head) + self.conn.send(h11.Data(data=bytes(response.body)))
             self.transport.write(said + self.conn.send(h11.EndOfMessage()))
         log.info("a connection was refused: %s, %d", error.code, status)
+        type(self).on_refused(error)
 
 
-def connections_within(limits: ConnectionLimits) -> type[ClientConnection]:
-    """The protocol of one server's connections, for uvicorn's ``http``."""
+def connections_within(limits: ConnectionLimits, on_refused: Callable[[InferapiError], None]) -> type[ClientConnection]:
+    """The protocol of one server's connections, for uvicorn's ``http``.
+
+    Args:
+        limits: for all of them together.
+        on_refused: hears what a client was told here, which the application never sees.
+    """
 
     class LimitedConnection(ClientConnection):
         pass
 
     LimitedConnection.limits, LimitedConnection.idle = limits, {}
+    LimitedConnection.on_refused = staticmethod(on_refused)
     return LimitedConnection

@@ -51,11 +51,12 @@ def serve(settings_given: dict[str, object], *, workers: int | None = None) -> N
         )
         raise typer.Exit(2)
     _greet(settings)
+    limits = ConnectionLimits(settings.max_connections, settings.receive_timeout_s)
     config = uvicorn.Config(
         application,
         host=settings.host,
         port=settings.port,
-        http=connections_within(ConnectionLimits(settings.max_connections, settings.receive_timeout_s)),
+        http=connections_within(limits, lambda error: application.state.metrics.request_rejected(error.code)),
         ws="none",  # there are no routes for it
         root_path=settings.root_path,  # the proxy took it off; FastAPI reads it from the scope
         proxy_headers=bool(settings.forwarded_allow_ips),  # uvicorn's own default believes whoever is on loopback
