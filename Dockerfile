@@ -10,12 +10,14 @@ ENV PATH=/opt/inferapi/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
 
-# torch alone, so that the layer stays when the code changes. Where it is asked for by version alone, pip prefers the CPU
-# build, whose version has a suffix, to the other index's.
+# torch alone, so that the layer stays when the code changes. pip's own index has the build with CUDA, which runs without a
+# GPU, and is several GB larger than the CPU build of PyTorch's own index. Where it is asked for by version alone, pip
+# prefers the CPU build, whose version has a suffix, to the other index's.
 FROM packages AS cpu-packages
-ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_CPU_INDEX=
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt --extra-index-url "${TORCH_CPU_INDEX}" "$(grep '^torch==' constraints.txt)"
+    pip install --constraint constraints.txt ${TORCH_CPU_INDEX:+--extra-index-url "${TORCH_CPU_INDEX}"} \
+        "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md ./
 COPY src ./src
 RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt .
@@ -52,6 +54,8 @@ COPY --from=cuda-packages /opt/inferapi /opt/inferapi
 USER 10001:10001
 
 FROM runtime AS cpu
+# Debian keeps no older version of a package: one that is pinned can soon not be had.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY --from=cpu-packages /opt/inferapi /opt/inferapi
 USER 10001:10001

@@ -65,14 +65,17 @@ test-stack: setup model ## Run the stack's proxy and Redis, without Docker, with
 	$(BIN)/python -m pytest tests/stack
 
 .PHONY: lint
-lint: setup ## Format check, lint, types, import contracts.
+lint: setup ## Format check, lint, types, import contracts, the container files.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 .PHONY: check
-check: lint ## Everything that must be green before a commit: lint, types, contracts, tests, coverage.
+check: lint $(VENV)/.released ## Everything that must be green before a commit: lint, types, contracts, audit, tests, coverage.
+	$(BIN)/python scripts/audit.py || [ $$? -eq 2 ] # 2: no vulnerability database within reach
 	$(MAKE) test coverage=$(COVERAGE)
 
 .PHONY: bench

@@ -91,7 +91,10 @@ def test_a_body_that_nobody_wants_may_not_dribble_for_ever_either(impatient):
     with connect(impatient) as raw:
         raw.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         raw.sendall(b"Content-Length: 1000\r\n\r\n")
-        assert raw.recv(65_536).startswith(b"HTTP/1.1 404 ")
+        answer = b""
+        while not answer.endswith(b"}"):  # head and body may come in pieces
+            answer += raw.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 404 ")
         with suppress(ConnectionError):  # another byte may meet a closed connection
             dribble(raw, itertools.repeat(b" ", 900))
             assert raw.recv(1) == b""
