@@ -61,7 +61,7 @@ test-clients: setup model $(CLIENTS)/.installed ## Run the tests with openai, La
 	INFERAPI_TEST_COMMAND="$(abspath $(BIN)/inferapi)" $(CLIENTS)/bin/python -m pytest tests/clients
 
 .PHONY: test-stack
-test-stack: setup model ## Run the stack's proxy and Redis, without Docker, with real servers (needs nginx).
+test-stack: setup model ## Run the stack's proxy, Redis and Prometheus, without Docker, with real servers.
 	$(BIN)/python -m pytest tests/stack
 
 .PHONY: lint

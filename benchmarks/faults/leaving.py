@@ -31,8 +31,8 @@ class Abandoned:
 async def abandon(url: str, *, requests: int, new_tokens: int) -> Abandoned:
     """Send so many requests of so many tokens, every other one a stream; leave them all; ask for a short answer.
 
-    The server must take them all, and must not be done with the first before it has the last: those that it cannot
-    run at once are left in the queue.
+    The server must take them all, must not be done with the first before it has the last, and must not be able to run
+    them all at once: some are left in the queue.
 
     Raises:
         NeverCame: the server did not take them all, or did not forget them.
@@ -41,7 +41,9 @@ async def abandon(url: str, *, requests: int, new_tokens: int) -> Abandoned:
     async with client(url, requests + 1) as http:
         asks = [Ask("/infer", infer(new_tokens, stream=number % 2 == 0)) for number in range(requests)]
         tasks = [asyncio.create_task(tally.ask(http, ask)) for ask in asks]
-        running, waiting = await until_busy(http, lambda in_flight, queued: in_flight + queued == requests)
+        running, waiting = await until_busy(
+            http, lambda in_flight, queued: in_flight + queued == requests and queued > 0
+        )
         for task in tasks:
             task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
