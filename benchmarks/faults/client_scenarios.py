@@ -98,7 +98,13 @@ def flooded(folder: Path) -> Result:
         "",
         *report.table(
             ("", "measured"),
-            [("slowest refusal", report.seconds(refused)), ("refusals without `Retry-After`", untold)],
+            [
+                (
+                    "slowest refusal, at the client, which opens all connections at once on the same cores",
+                    report.seconds(refused),
+                ),
+                ("refusals without `Retry-After`", untold),
+            ],
         ),
     ]
     failures = failures_of(requests=tally) + ([f"{untold} refusals do not say when"] if untold else [])
