@@ -20,14 +20,15 @@ _TOKENS_A_VALUE = 4  # at most: the value if it is a string, its key, a comma an
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|(,|[\[{](?!\s*[\]}]))', re.DOTALL)
 
 
-def bounded_json(body: bytes, most_values: int = MOST_VALUES) -> Any:
+def bounded_json(body: bytes, most_values: int = MOST_VALUES, *, takes_nul: bool = False) -> Any:
     """The value that ``body`` is in JSON.
 
-    Work and memory are bounded by its length and by ``most_values``, whether or not it is JSON.
+    Work and memory are bounded by its length and by ``most_values``, whether or not it is JSON. With ``takes_nul`` its
+    texts may have the character U+0000, which many a program that reads them later takes for their end.
 
     Raises:
         ProblemException: it has more than ``most_values`` values, containers included and keys not, or is nested
-            more than ``MOST_LEVELS`` deep, or an object has more than ``MOST_FIELDS`` fields.
+            more than ``MOST_LEVELS`` deep, or an object has more than ``MOST_FIELDS`` fields, or a text has U+0000.
         ValueError: it is no JSON in UTF-8.
         RecursionError: it is nested deeper than Python can follow.
     """
@@ -36,6 +37,9 @@ def bounded_json(body: bytes, most_values: int = MOST_VALUES) -> Any:
         raise _refused(f"more than {most_values} values")
     value = json.loads(text)
     _require_modest(value)
+    # In JSON it can only be written as an escape; the same characters may also follow an escaped backslash.
+    if not takes_nul and "\\u0000" in text and _has_nul(value):
+        raise _refused("a text with the character U+0000")
     return value
 
 
@@ -70,6 +74,19 @@ def _require_modest(value: Any) -> None:
             raise _refused(f"an object of more than {MOST_FIELDS} fields")
         level = [inner for each in containers for inner in (each.values() if isinstance(each, dict) else each)]
     raise _refused(f"nested more than {MOST_LEVELS} levels deep")
+
+
+def _has_nul(value: Any) -> bool:
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str) and "\0" in one:
+            return True
+        if isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list):
+            left += one
+    return False
 
 
 def _refused(problem: str) -> ProblemException:

@@ -15,16 +15,17 @@ from inferapi.api.json_bounds import MOST_VALUES, bounded_json
 
 
 class _BoundedRequest(Request):
-    most_values = MOST_VALUES
+    most_values, takes_nul = MOST_VALUES, False
 
     async def json(self) -> Any:
-        return bounded_json(await self.body(), self.most_values)
+        return bounded_json(await self.body(), self.most_values, takes_nul=self.takes_nul)
 
 
 class JsonRoute(APIRoute):
     """The ``route_class`` of every router here."""
 
     most_values: ClassVar[int] = MOST_VALUES
+    takes_nul: ClassVar[bool] = False
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's handler, on a request that decodes strictly."""
@@ -34,7 +35,7 @@ class JsonRoute(APIRoute):
             for needed in self.dependencies:  # who may not ask is told so before anything that was sent is read
                 await needed.dependency(request)  # type: ignore[misc]  # ``Access.needs`` gives a coroutine function
             bounded = _BoundedRequest(request.scope, request.receive)
-            bounded.most_values = self.most_values
+            bounded.most_values, bounded.takes_nul = self.most_values, self.takes_nul
             if self.body_field is not None:
                 await bounded.body()  # the framework would take whoever leaves meanwhile for one that sends no JSON
             return await handle(bounded)
@@ -42,11 +43,11 @@ class JsonRoute(APIRoute):
         return handle_bounded
 
 
-def json_route(*, most_values: int) -> type[JsonRoute]:
-    """The same for routes whose bodies may have more values than others."""
+def export_route(*, most_values: int) -> type[JsonRoute]:
+    """The same for routes that take back what was exported: it may have more values, and what a model wrote."""
 
-    class LargerJsonRoute(JsonRoute):
+    class ExportRoute(JsonRoute):
         pass
 
-    LargerJsonRoute.most_values = max(most_values, MOST_VALUES)
-    return LargerJsonRoute
+    ExportRoute.most_values, ExportRoute.takes_nul = max(most_values, MOST_VALUES), True
+    return ExportRoute

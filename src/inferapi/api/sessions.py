@@ -10,7 +10,7 @@ from pydantic import BaseModel, FailFast, Field, StringConstraints
 from starlette.responses import Response
 
 from inferapi.api.auth import Access, owner_of
-from inferapi.api.json_route import JsonRoute, json_route
+from inferapi.api.json_route import JsonRoute, export_route
 from inferapi.api.schema import MAX_TOKEN_COUNT, Body, SessionId, TurnId
 from inferapi.application.sessions import Sessions, new_session_id
 from inferapi.domain.chat import Session, SessionLimits, SessionRef, SessionSummary, Turn
@@ -101,7 +101,7 @@ class SessionExport(Body):
 
 def sessions_router(sessions: Sessions, access: Access) -> APIRouter:
     """The routes, on their use case."""
-    route_class = json_route(most_values=export_values(sessions.limits))
+    route_class = export_route(most_values=export_values(sessions.limits))
     router = APIRouter(tags=["sessions"], route_class=route_class, dependencies=[access.needs("infer")])
 
     @router.get("/sessions")

@@ -68,7 +68,7 @@ def test_a_session_is_listed_read_forked_rewound_and_deleted(tiny_server):
 
 
 def test_an_exported_session_goes_on_elsewhere(tiny_server):
-    told = say(tiny_server, "packed", 'Odd \u2028 text \x00 "quoted" <|im_end|> 🙂')
+    told = say(tiny_server, "packed", 'Odd \u2028 text \x1f "quoted" <|im_end|> 🙂')
     document = tiny_server.http.get("/sessions/packed/export").json()
     assert code_of(tiny_server.http.post("/sessions/import", json=document)) == (409, "session_exists")
     imported = tiny_server.http.post("/sessions/import", json=document | {"session_id": "unpacked"})

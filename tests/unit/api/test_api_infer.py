@@ -156,7 +156,7 @@ async def test_details_tell_an_answer_that_reached_its_limit(client):
 
 
 async def test_text_comes_back_as_it_was_sent(client):
-    text = 'a\n\t"b" \\ \u2028 é 漢字 🙂 \x00 <|im_end|>'
+    text = 'a\n\t"b" \\ \u2028 é 漢字 🙂 \x1f <|im_end|>'
     assert (await client.post("/infer", json={"text": text})).json()["input"] == text
 
 

@@ -179,6 +179,26 @@ async def test_a_long_text_full_of_commas_is_a_text(stage, client_of):
     assert told["prompt_tokens"] == 150_000
 
 
+NUL = ['{"text": "a\\u0000b"}', '{"text": "a", "a\\u0000": 1}', '{"text": "a", "stop": ["b", "\\u0000"]}']
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if not path.startswith("/sessions/")])
+@pytest.mark.parametrize("text", NUL)
+async def test_a_text_with_the_character_that_ends_texts_elsewhere_is_refused(ready, client, path, text):
+    answer = await client.post(path, content=text, headers=JSON)
+    told = answer.json()
+    assert (answer.status_code, told.get("error", told)["code"]) in {(422, "invalid_request"), (400, "invalid_request")}
+    assert "U+0000" in answer.text
+    assert ready.requests == []
+
+
+async def test_what_only_looks_like_it_is_a_text(ready, client):
+    answer = await client.post("/infer", content=rb'{"text": "a\\\u0000b"}', headers=JSON)
+    assert answer.json()["code"] == "invalid_request"  # an escaped backslash, and then the character
+    answer = await client.post("/infer", content=rb'{"text": "a\\u0000b"}', headers=JSON)
+    assert (answer.status_code, answer.json()["input"]) == (200, r"a\u0000b")
+
+
 def kinds(root: type[BaseModel]) -> list[type[BaseModel]]:
     """Every body that derives from it."""
     return [kind for child in root.__subclasses__() for kind in (child, *kinds(child))]
