@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -37,6 +38,8 @@ from inferapi.domain.ports import Clock, EngineLauncher, GpuProbe, SessionStore
 from inferapi.domain.tracing import Tracing, Untraced
 from inferapi.settings import Settings
 from inferapi.worker.launcher import ForkServerLauncher
+
+log = logging.getLogger(__name__)
 
 
 class NoGpuError(Exception):
@@ -81,17 +84,23 @@ def make_session_store(settings: Settings, clock: Clock) -> SessionStore:
         raise StoreUrlError(f"INFERAPI_SESSION_STORE_URL: {error}") from error
 
 
-def make_tracing(endpoint: str | None, clock: Clock) -> Tracing:
+def make_tracing(settings: Settings, clock: Clock) -> Tracing:
     """Exporting to the collector where there is one; the libraries for that are an extra, imported only then.
+
+    Without them a collector that only the environment of all programs names is left out, with a warning.
 
     Raises:
         TelemetryError: they are not installed, or a variable of theirs in the environment is no good.
     """
+    endpoint = settings.otel_endpoint
     if endpoint is None:
         return Untraced()
     try:
         from inferapi.adapters.otel_tracing import OtelTracing  # noqa: PLC0415 - an extra
     except ImportError as error:
+        if "otel_endpoint" not in settings.model_fields_set:
+            log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is left out: it needs pip install 'inferapi[otel]'")
+            return Untraced()
         problem = f"INFERAPI_OTEL_ENDPOINT needs more libraries: pip install 'inferapi[otel]' ({error.name} is missing)"
         raise TelemetryError(problem) from error
     try:
@@ -173,7 +182,7 @@ class Container(containers.DeclarativeContainer):
         heartbeat_timeout_s=settings.provided.worker_heartbeat_timeout_s,
         telemetry=metrics,
     )
-    tracing = providers.Singleton(make_tracing, settings.provided.otel_endpoint, clock)
+    tracing = providers.Singleton(make_tracing, settings, clock)
     traced_launcher = providers.Singleton(traced_engines, tracing, launcher)
     session_store = providers.Singleton(make_session_store, settings, clock)
     measured_sessions = providers.Singleton(MeasuredSessionStore, session_store, metrics)

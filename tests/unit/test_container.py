@@ -178,10 +178,17 @@ async def test_with_a_collector_requests_and_engines_are_traced(settings):
 def test_a_collector_without_the_libraries_for_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "inferapi.adapters.otel_tracing", None)
     with pytest.raises(TelemetryError, match=r"pip install 'inferapi\[otel\]'"):
-        make_tracing("http://127.0.0.1:9", SystemClock())
+        make_tracing(Settings(otel_endpoint="http://127.0.0.1:9"), SystemClock())
+
+
+def test_a_collector_that_all_programs_are_told_of_is_left_out_without_the_libraries(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "inferapi.adapters.otel_tracing", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    assert isinstance(make_tracing(Settings(), SystemClock()), Untraced)
+    assert "pip install 'inferapi[otel]'" in caplog.text
 
 
 def test_a_variable_of_the_libraries_that_is_no_good_is_told_as_such(monkeypatch):
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
     with pytest.raises(TelemetryError, match="OTEL_"):
-        make_tracing("http://127.0.0.1:9", SystemClock())
+        make_tracing(Settings(otel_endpoint="http://127.0.0.1:9"), SystemClock())
