@@ -1,6 +1,7 @@
 """The stack without Docker: the proxy's own configuration, Redis with its own users, and real servers behind."""
 
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 from live_server import DEMO, DEMO_FOLDER, TINY, Server, write_tiny_model
@@ -13,6 +14,18 @@ from stub_hub import StubHub
 READ_TIMEOUT_S = 1  # stands in for the minutes of docker-compose.yml
 
 _running = []
+
+
+@contextmanager
+def _watched(server):
+    """Ready within it, and ended after it; its log is shown beside a failure."""
+    _running.append(server)
+    try:
+        server.wait_ready()
+        yield
+    finally:
+        server.stop()
+        _running.remove(server)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -84,12 +97,8 @@ def server(tmp_path_factory, tiny_models, redis, api_settings, admin_key):
     settings = api_settings | {"SESSION_STORE_URL": store_url, "FORWARDED_ALLOW_IPS": '["127.0.0.1"]'}
     server = Server(tmp_path_factory.mktemp("server"), tiny_models, MODEL=TINY, ROOT_PATH=PREFIX, **settings)
     server.http.headers["Authorization"] = f"Bearer {admin_key}"
-    _running.append(server)
-    try:
-        yield server.wait_ready()
-    finally:
-        server.stop()
-        _running.remove(server)
+    with _watched(server):
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -116,12 +125,8 @@ def bare_server(tmp_path_factory, tiny_models, hub):
     """At the root, without keys and with nobody to believe; it asks the stub hub."""
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
     server = Server(tmp_path_factory.mktemp("server"), tiny_models, MODEL=TINY, environment=online)
-    _running.append(server)
-    try:
-        yield server.wait_ready()
-    finally:
-        server.stop()
-        _running.remove(server)
+    with _watched(server):
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -11,6 +10,7 @@ from contextlib import suppress
 
 import httpx
 from live_server import PATIENCE_S, until
+from processes import end
 
 from compose_file import REPOSITORY, service
 
@@ -64,12 +64,7 @@ class NginxProxy:
 
     def stop(self):
         """End it at once, and wait until it is gone."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process)
 
     def log_tail(self):
         return self.errors.read_text(errors="replace")[-3000:] + self.log.read_text(errors="replace")[-3000:]

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 from contextlib import suppress
@@ -10,6 +9,7 @@ from contextlib import suppress
 import httpx
 import yaml
 from live_server import PATIENCE_S, until
+from processes import end
 
 from compose_file import REPOSITORY
 
@@ -56,12 +56,7 @@ class Prometheus:
     def stop(self):
         """End it, and wait until it is gone."""
         self._http.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process)
 
     def log_tail(self):
         return self.log.read_text(encoding="utf-8", errors="replace")[-3000:]

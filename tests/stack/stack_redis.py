@@ -7,6 +7,7 @@ from contextlib import suppress
 import redis
 from benchmarks.own_redis import find_redis_server
 from live_server import PATIENCE_S, until
+from processes import end
 
 from compose_file import service
 
@@ -34,12 +35,7 @@ class StackRedis:
 
     def stop(self):
         """End it in an orderly way, and wait until it is gone."""
-        self.process.terminate()
-        try:
-            self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process)
 
     def _answers(self):
         assert self.process.poll() is None, self._log.read_text(errors="replace")

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from asgi_scope import post_scope
 from fakes import settle
 
 BODY = json.dumps({"text": "Hi"}).encode()
@@ -18,19 +19,7 @@ class SlowBody:
     def __init__(self, app, path: str) -> None:
         self._pieces: asyncio.Queue[dict] = asyncio.Queue()
         self.sent: list[dict] = []
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")],
-            "server": ("test", 80),
-            "client": ("test", 1),
-            "http_version": "1.1",
-            "scheme": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-        }
+        scope = post_scope(path, (b"transfer-encoding", b"chunked"))
         self.task = asyncio.create_task(app(scope, self._pieces.get, self._send))
 
     async def leave(self) -> None:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from asgi_scope import post_scope
 from fakes import settle
 from inferapi.api import event_pump
 from inferapi.domain.chat import SessionRef
@@ -29,19 +30,7 @@ class Reader:
         self.more: list[bool] = []
         self._room = asyncio.Semaphore(writes)
         self._messages = [{"type": "http.request", "body": json.dumps(body | {"stream": stream}).encode()}]
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"content-length", b"1")],
-            "server": ("test", 80),
-            "client": ("test", 1),
-            "http_version": "1.1",
-            "scheme": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-        }
+        scope = post_scope(path, (b"content-length", b"1"))
         self.task = asyncio.create_task(app(scope, self._receive, self._send))
 
     def read(self, writes: int = 1) -> None:
