@@ -51,6 +51,7 @@ class FakeTransport(asyncio.Transport):
         self.written = b""
         self.protocol: asyncio.Protocol
         self._closing = False
+        self.unfetched_bytes = 0  # as a test says
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -64,7 +65,11 @@ class FakeTransport(asyncio.Transport):
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     def abort(self) -> None:
+        self.unfetched_bytes = 0
         self.close()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unfetched_bytes
 
     def pause_reading(self) -> None:
         """Nothing comes unless a test sends it."""
@@ -391,6 +396,63 @@ async def test_what_is_refused_here_is_counted_and_what_is_only_closed_is_not(co
     await loop_time(21)
     assert [client.is_cut_off for client in (quiet, slow, odd)] == [True] * 3
     assert counted == ["malformed_http", "receive_timeout"]
+
+
+async def test_who_sends_a_body_makes_room_and_whoever_reads_it_learns_that_it_ends(connect, application):
+    clients = [connect() for _ in range(3)]
+    for client in clients:
+        await client.send(POST + b"Content-Length: 4\r\n\r\nb")
+    newcomer = connect()
+    await settle()
+    assert [client.is_cut_off for client in (*clients, newcomer)] == [True, False, False, False]
+    assert application.gone == ["/infer"]
+
+
+async def test_who_fetches_an_answer_makes_room_after_all_who_have_theirs(connect):
+    fetching, second, third = connect(), connect(), connect()
+    fetching.transport.unfetched_bytes = 1_000_000
+    for client in (fetching, second, third):
+        await client.send(GET)
+    newcomers = [connect() for _ in range(2)]
+    for client in newcomers:
+        client.transport.unfetched_bytes = 5
+        await client.send(GET)
+    assert [client.is_cut_off for client in (fetching, second, third)] == [False, True, True]
+    assert not connect().is_cut_off
+    assert [client.is_cut_off for client in (fetching, *newcomers)] == [True, False, False]
+
+
+async def test_who_fetches_64_kib_in_time_is_waited_for_and_who_does_not_is_cut_off(connect, loop_time):
+    client = connect()
+    client.transport.unfetched_bytes = 150_000
+    await client.send(GET)
+    await loop_time(15)
+    client.transport.unfetched_bytes -= 65_536
+    await loop_time(15)
+    assert not client.is_cut_off  # 30 s
+    client.transport.unfetched_bytes -= 65_535
+    await loop_time(21)
+    assert client.is_cut_off
+
+
+async def test_who_has_fetched_all_may_ask_again(connect, loop_time):
+    client = connect()
+    client.transport.unfetched_bytes = 1000
+    await client.send(GET)
+    client.transport.unfetched_bytes = 0
+    await loop_time(40)
+    await client.send(GET)
+    assert [status for status, _, _ in client.answers()] == [200, 200]
+    assert not client.is_cut_off
+
+
+async def test_what_is_sent_behind_an_answer_that_nobody_fetches_is_not_served(connect, application):
+    client = connect()
+    client.transport.unfetched_bytes = 1000
+    await client.send(GET * 3)
+    assert application.paths == ["/health/live"]
+    assert [status for status, _, _ in client.answers()] == [200]
+    assert client.transport.is_closing()
 
 
 async def test_who_is_being_served_makes_room_for_nobody(connect, application):

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _AT_END = "inferapi.at_end"
 
 
 class AtEnd:
-    """Does what ``at_end`` was told, when the application has nothing more to do for a request.
+    """Does what ``at_end`` was told, when a request is over.
 
-    That is after the last byte of a stream, after its client has left, after an error or a cancel: all of them end the
-    call of the application. A dependency with ``yield`` would not do, since ``JsonRoute`` asks before FastAPI does.
+    That is when the last piece of its answer is handed on: a client that has it all may ask again before the
+    application has tidied up. Otherwise (its client has left, an error, a cancel) it is at the end of the application's
+    call. A dependency with ``yield`` would not do, since ``JsonRoute`` asks before FastAPI does.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -28,7 +29,13 @@ class AtEnd:
             return
         with ExitStack() as stack:
             scope[_AT_END] = stack
-            await self._app(scope, receive, send)
+
+            async def send_and_end(message: Message) -> None:
+                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                    stack.close()
+                await send(message)
+
+            await self._app(scope, receive, send_and_end)
 
 
 def at_end(request: Request, act: Callable[[], None]) -> None:

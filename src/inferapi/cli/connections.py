@@ -29,6 +29,7 @@ from inferapi.logs import request_id
 
 log = logging.getLogger("inferapi.access")
 
+_LEAST_FETCHED_BYTES: Final = 65_536  # of an answer, within the time that a client has to send a request
 _READ_BYTES: Final = 16_384  # of one read: a few thousand of the smallest chunks, which take some 30 ms to be parsed
 
 
@@ -38,7 +39,8 @@ class ConnectionLimits:
 
     Attributes:
         most_connections: at once. At the limit the one that has waited longest for its client makes room.
-        receive_timeout_s: from the first moment, or the first byte, to the end of a request's headers.
+        receive_timeout_s: from the first moment, or the first byte, to the end of a request's headers. And within so
+            long a client has to fetch 64 KiB of an answer that waits for it, or all that is left.
     """
 
     most_connections: int
@@ -46,12 +48,17 @@ class ConnectionLimits:
 
 
 class _Awaited(Enum):
-    """What a client is to send while none of its requests is under way."""
+    """What a client is to do while nobody works for it."""
 
     ANYTHING = auto()  # it has just connected
-    HEAD = auto()  # the rest of a request's line and headers
-    BODY = auto()  # the rest of a body, though its request is answered
-    ANOTHER = auto()  # request, or none: uvicorn's timer runs
+    HEAD = auto()  # send the rest of a request's line and headers
+    WANTED_BODY = auto()  # send the rest of a body, which somebody reads and has a clock for
+    UNWANTED_BODY = auto()  # send the rest of a body, though its request is answered
+    FETCHING = auto()  # read what is left of an answer
+    ANOTHER = auto()  # send a request, or none: uvicorn's timer runs
+
+
+_UNTIMED = {None, _Awaited.ANOTHER, _Awaited.WANTED_BODY}
 
 
 class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
@@ -59,7 +66,7 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
 
     limits: ClassVar[ConnectionLimits]
     on_refused: ClassVar[Callable[[InferapiError], None]]
-    idle: ClassVar[dict[ClientConnection, None]]  # those without a request under way, the longest waiting first
+    idle: ClassVar[dict[ClientConnection, None]]  # those for whom nobody works, the longest waiting first
     _buffer: ClassVar = memoryview(bytearray(_READ_BYTES))  # of all: what is read is taken out before the next read
 
     def __init__(
@@ -73,6 +80,7 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
         self.conn = BoundedParser()
         self._awaited: _Awaited | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._unfetched_bytes = 0  # of the answer, when the timer was set
 
     # What the transport calls
 
@@ -105,7 +113,9 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
     # What uvicorn calls
 
     def on_response_complete(self) -> None:
-        """A request was answered."""
+        """A request was answered. What was sent behind it is not looked at before its answer is fetched."""
+        if self._left_bytes and self.conn.trailing_data[0]:
+            self.transport.close()  # once all is written
         super().on_response_complete()
         self._look()
 
@@ -122,18 +132,26 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
 
     # What happens then
 
+    @property
+    def _left_bytes(self) -> int:
+        """How much of what was answered the client has not fetched."""
+        return self.transport.get_write_buffer_size()
+
     def _look(self) -> None:
-        """See what the client is to send now."""
+        """See what the client is to do now."""
         theirs, ours = self.conn.their_state, self.conn.our_state
+        is_answered = self.cycle is None or self.cycle.response_complete
         awaited: _Awaited | None = None
-        if self.transport.is_closing():
+        if is_answered and self._left_bytes:
+            awaited = _Awaited.FETCHING
+        elif self.transport.is_closing():
             pass
         elif theirs is h11.IDLE and self.conn.trailing_data[0]:
             awaited = _Awaited.HEAD
         elif theirs is h11.IDLE:
             awaited = _Awaited.ANOTHER if self.timeout_keep_alive_task is not None else _Awaited.ANYTHING
-        elif theirs is h11.SEND_BODY and ours is h11.DONE:
-            awaited = _Awaited.BODY
+        elif theirs is h11.SEND_BODY:
+            awaited = _Awaited.UNWANTED_BODY if ours is h11.DONE else _Awaited.WANTED_BODY
         if awaited is not self._awaited:
             self._await(awaited)
 
@@ -146,23 +164,37 @@ class ClientConnection(H11Protocol, asyncio.BufferedProtocol):
         self.idle.pop(self, None)
         if awaited is not None:
             self.idle[self] = None
-        if awaited not in {None, _Awaited.ANOTHER}:
-            self._timer = self.loop.call_later(self.limits.receive_timeout_s, self._too_late)
+        if awaited not in _UNTIMED:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._unfetched_bytes = self._left_bytes
+        self._timer = self.loop.call_later(self.limits.receive_timeout_s, self._too_late)
 
     def _too_late(self) -> None:
-        if self._awaited is _Awaited.HEAD:
+        if self._awaited is _Awaited.FETCHING:
+            if not self._left_bytes:
+                self._look()
+            elif self._unfetched_bytes - self._left_bytes >= _LEAST_FETCHED_BYTES:
+                self._set_timer()
+            else:
+                self.transport.abort()
+        elif self._awaited is _Awaited.HEAD:
             self._refuse(ReceiveTimeout(timeout_s=self.limits.receive_timeout_s))
         else:  # nothing was asked, or it was answered
             self.transport.close()
 
     def _make_room(self) -> bool:
-        """Let the connection go that has waited longest, if there is one; whether there was."""
-        longest = next(iter(self.idle), None)
+        """Let a connection go that waits for its client, if there is one; whether there was.
+
+        The one that has waited longest, of those that have nothing of an answer left to fetch; else of all.
+        """
+        longest = next((each for each in self.idle if not each._left_bytes), None) or next(iter(self.idle), None)  # noqa: SLF001
         if longest is None:
             return False
         longest._await(None)  # noqa: SLF001 - another one of the same class
         self.connections.discard(longest)  # it counts no more, though it takes another turn of the loop to end
-        longest.transport.abort()  # what it did not fetch of its last answer is not kept for it
+        longest.transport.abort()
         return True
 
     def _refuse(self, error: InferapiError) -> None:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -72,7 +73,7 @@ class Worker:
         self._prompts = PromptThread(model.encoder, model.constrainer, deliver=self._inbox.put, on_end=self._end)
         self._texts = TextThread(model.encoder.encode_text, deliver=self._inbox.put, on_end=self._end)
         self._embeddings = EmbeddingTurns(model.embedder.embed, most_encoding)
-        self._encoding: set[int] = set()
+        self._encoding: dict[int, str] = {}  # whose each one is
         self._cancelled: set[int] = set()  # while still being encoded
         self._no_memory_s = float("-inf")  # when a step found no memory last
         self._governor = ThreadGovernor(
@@ -131,7 +132,7 @@ class Worker:
                 self._model.loop.cancel(item.request_id)
                 self._embeddings.cancel(item.request_id)
             return []
-        self._encoding.discard(item.request_id)
+        self._encoding.pop(item.request_id, None)
         if item.request_id in self._cancelled:
             self._cancelled.discard(item.request_id)
             return []
@@ -181,20 +182,30 @@ class Worker:
             self._end()  # also when there was no memory for a message: a worker that hears nothing is none
 
     def _encode(self, message: Generate | Embed) -> None:
-        """Hand it to its thread. Where too many wait there, the last of the owner with the most goes, or this one."""
-        waiting = len(self._encoding)
-        self._encoding.add(message.request_id)
+        """Hand it to its thread. Where too many wait there, the last of the owner with the most goes, or this one.
+
+        Those that are encoded already cannot go any more; they make room within a step. An owner that has fewer than
+        the others have there is taken all the same: the queue of the loop, which comes next, has its own turns.
+        """
+        waiting, owner = len(self._encoding), message.salt
         thread: PromptThread | TextThread = self._prompts if isinstance(message, Generate) else self._texts
-        if waiting >= self._most_encoding:
-            displaced_id = thread.displaced_by(message.salt)
-            refused_id = message.request_id if displaced_id is None else displaced_id
-            self._inbox.put(Output(refused_id, QueueFull(waiting=waiting)))
-            if displaced_id is None:
-                return
+        displaced_id = thread.displaced_by(owner) if waiting >= self._most_encoding else None
+        if displaced_id is not None:
+            self._inbox.put(Output(displaced_id, QueueFull(waiting=waiting)))
+        is_refused = waiting >= self._most_encoding and displaced_id is None and not self._has_fewer(owner)
+        self._encoding[message.request_id] = owner
+        if is_refused:
+            self._inbox.put(Output(message.request_id, QueueFull(waiting=waiting)))
+            return
         if isinstance(message, Generate):
             self._prompts.put(message)
         else:
             self._texts.put(message)
+
+    def _has_fewer(self, owner: str) -> bool:
+        """Whether another owner would still have more on the way, if one of ``owner`` came."""
+        owners = Counter(tuple(self._encoding.values()))  # copied at one go: the main thread takes out meanwhile
+        return max(owners.values(), default=0) > owners[owner] + 1
 
 
 def run_worker(sock: socket.socket) -> int:
