@@ -1,8 +1,9 @@
 """Limits of a key and turns between keys, over real HTTP and with the real engine."""
 
 import asyncio
+import http.client
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import httpx
 import pytest
@@ -81,6 +82,21 @@ async def test_streams_count_until_they_end_or_their_client_leaves(limited, clie
     await eventually(is_let_in)
 
 
+async def test_who_asks_one_after_the_other_is_never_refused_for_two_at_once(fresh_server):
+    server = fresh_server(MODEL=TINY, API_KEYS=ENTRIES, KEY_MAX_CONCURRENCY=1).wait_ready()
+    body = json.dumps({"text": "Hi", "max_new_tokens": 2, "stream": True})
+    headers = {"Authorization": f"Bearer {KEYS['ann']}", "Content-Type": "application/json"}
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE_S)
+    with closing(connection):
+        statuses = []
+        for _ in range(60):  # as fast as can be: the next one is sent with the last byte of the answer before
+            connection.request("POST", "/infer", body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            statuses.append(answer.status)
+    assert statuses == [200] * 60
+
+
 async def test_whatever_ends_requests_none_stays_counted(limited, clients):
     ann = clients(limited, "ann")
     endless = {"text": "Hi", "max_new_tokens": 20_000, "ignore_eos": True}
@@ -143,3 +159,24 @@ async def test_texts_of_one_key_come_in_turns_with_those_of_another(fresh_server
     answer = await ann.post("/v1/embeddings", json={"model": TINY, "input": "Hi"})
     assert (answer.status_code, all(task.done() for task in sent)) == (200, False)
     assert [response.status_code for response in await asyncio.gather(*sent)] == [200] * len(sent)
+
+
+async def test_a_flood_of_hundreds_shuts_no_other_key_out(fresh_server, clients):
+    server = fresh_server(MODEL=TINY, API_KEYS=ENTRIES, MAX_BATCH=2, MAX_QUEUE=4).wait_ready()
+    ann, flood = clients(server, "ann"), clients(server, "flood")
+    stop = asyncio.Event()
+    refused = 0
+
+    async def ask_again():
+        nonlocal refused
+        while not stop.is_set():
+            answer = await flood.post("/infer", json={"text": "Once upon a time", "max_new_tokens": 8})
+            refused += answer.status_code == 503
+
+    flooding = [asyncio.create_task(ask_again()) for _ in range(60)]
+    short = {"text": "Hi", "max_new_tokens": 2}
+    statuses = [(await ann.post("/infer", json=short)).status_code for _ in range(25)]
+    stop.set()
+    await asyncio.gather(*flooding)
+    assert statuses == [200] * 25
+    assert refused > 0

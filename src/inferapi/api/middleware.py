@@ -111,7 +111,11 @@ class BodyGate:
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")
         has_body = "transfer-encoding" in headers or declared not in {"", "0"}
-        if has_body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        # A page of any site may have a browser send a POST with no body, and asks nobody; not one that says it is JSON.
+        is_of_a_page = scope["method"] == "POST" and "origin" in headers
+        if (has_body or is_of_a_page) and headers.get("content-type", "").split(";")[
+            0
+        ].strip().lower() != "application/json":
             await error_response(scope, UnsupportedMediaType())(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))

@@ -38,3 +38,20 @@ async def test_what_a_page_may_send_without_a_preflight_is_refused(client, stage
     answer = await client.post("/infer", content=b'{"text": "Hi"}', headers=EVIL | {"Content-Type": kind})
     assert answer.status_code == 415
     assert stage.engine.requests == []
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+@pytest.mark.parametrize("path", ["/unload_model", "/sessions/s1/rewind", "/sessions/s1/fork"])
+async def test_a_page_can_send_nothing_without_a_body_either(client, stage, path, origin):
+    await stage.load()
+    await client.post("/chat", json={"text": "Hi", "session_id": "s1"})
+    answer = await client.post(path, headers={"Origin": origin})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    status = (await client.get("/status")).json()
+    assert [model["state"] for model in status["models"]] == ["ready"]
+    assert len((await client.get("/sessions/s1")).json()["full_history"]) == 3
+
+
+async def test_who_is_no_page_needs_no_body_to_unload(client, stage):
+    await stage.load()
+    assert (await client.post("/unload_model")).status_code == 200
