@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
-from live_server import PATIENCE_S, until
+from live_server import PATIENCE_S, TINY, until
 
 pytestmark = pytest.mark.model
 
@@ -146,16 +146,37 @@ def test_many_idle_connections_keep_nobody_out(impatient, said):
 
 
 def test_whoever_is_being_served_is_not_sent_away_for_others(fresh_server):
-    server = fresh_server(MODEL="", MAX_CONNECTIONS=5)
-    until(lambda: is_live(server))
+    server = fresh_server(MODEL=TINY, MAX_CONNECTIONS=5, MAX_NEW_TOKENS=5000).wait_ready()
+    body = b'{"text": "Hello", "stream": true, "max_new_tokens": 5000, "ignore_eos": true}'
     with ExitStack() as held:
         served = [held.enter_context(connect(server)) for _ in range(5)]
         for raw in served:
-            raw.sendall(POST + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(BODY))
-            assert raw.recv(65_536).startswith(b"HTTP/1.1 100 ")  # its body is waited for
+            raw.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert raw.recv(65_536).startswith(b"HTTP/1.1 200 ")
         with connect(server) as raw:
             assert_refused(heard(raw), 503, "too_many_connections")
-        for raw in served:
-            raw.sendall(BODY)
-            assert raw.recv(65_536).startswith(b"HTTP/1.1 409 ")
-        until(lambda: is_live(server))  # those who were answered make room
+        assert all(raw.recv(65_536) for raw in served)
+    until(lambda: is_live(server))  # those who left make room
+
+
+def test_bodies_that_do_not_come_keep_nobody_out(fresh_server):
+    server = fresh_server(MODEL="", MAX_CONNECTIONS=5)
+    until(lambda: is_live(server))
+    with ExitStack() as held:
+        for _ in range(8):
+            raw = held.enter_context(connect(server))
+            raw.sendall(POST + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(BODY))
+            assert raw.recv(65_536).startswith(b"HTTP/1.1 100 ")  # its body is waited for
+        assert is_live(server)
+
+
+def test_answers_that_nobody_reads_keep_nobody_out(fresh_server):
+    server = fresh_server(MODEL="", MAX_CONNECTIONS=5)
+    until(lambda: is_live(server))
+    with ExitStack() as held:
+        for _ in range(5):
+            raw = held.enter_context(connect(server))
+            raw.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            assert raw.recv(1) == b"H"
+        # As soon as the kernel's own buffers are full, no work for them is under way.
+        until(lambda: is_live(server))
