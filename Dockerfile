@@ -20,14 +20,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md ./
 COPY src ./src
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt .
+RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt '.[otel]'
 
 FROM packages AS cuda-packages
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md ./
 COPY src ./src
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt '.[bitsandbytes]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt '.[bitsandbytes,otel]'
 
 FROM ${PYTHON_IMAGE} AS runtime
 # Named volumes that are mounted there take owner and mode from these folders. The kernels' cache must be the server's

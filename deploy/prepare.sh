@@ -9,6 +9,15 @@ here="$(cd "$(dirname "$0")" && pwd)"
 folder="${1:-$here/secrets}"
 host="${2:-localhost}"
 
+# Half a certificate is a mistake of whoever put it there: a new pair would replace what cannot be made again.
+for pair in "crt key" "key crt"; do
+  read -r present missing <<<"$pair"
+  if [ -e "$folder/tls.$present" ] && [ ! -e "$folder/tls.$missing" ]; then
+    echo "$folder has tls.$present and no tls.$missing: put it there, or take tls.$present away; nothing was changed" >&2
+    exit 1
+  fi
+done
+
 mkdir -p "$folder"
 chmod 700 "$folder" # what is mounted must be readable for the users of the containers: nobody else gets this far
 
@@ -32,7 +41,9 @@ if [ ! -e "$folder/api.env" ]; then # the keys and those who know them, made tog
 fi
 
 if [ ! -e "$folder/tls.key" ]; then
+  host="${host#[}" host="${host%]}" # an IPv6 address as it stands in URLs
   case "$host" in
+    *:*) name="IP:$host" ;;
     *[!0-9.]*) name="DNS:$host" ;;
     *) name="IP:$host" ;;
   esac

@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 from live_server import PATIENCE_S
 
+TRIES = 20  # what is refused while it is still being sent is a race: of so many none may be lost
 LIMITS = {"/infer": "PROXY_MAX_BODY_BYTES", "/sessions/import": "PROXY_MAX_IMPORT_BYTES"}
 
 
@@ -54,7 +55,7 @@ def test_one_byte_more_is_refused_by_both_with_the_same_code(client, proxy, serv
     assert response.status_code == status == 413
     assert response.headers["content-type"] == media_type == "application/problem+json"
     assert by_proxy.keys() == by_server.keys() - {"limit_bytes"}  # nginx knows no variable for its own limit
-    for key in ("type", "status", "code"):
+    for key in ("type", "title", "status", "code"):
         assert by_proxy[key] == by_server[key]
     assert by_proxy["instance"] == f"urn:inferapi:request:{response.headers['x-request-id']}"
 
@@ -71,16 +72,12 @@ def test_under_v1_a_refusal_has_openais_shape(client, proxy, server):
     assert by_proxy == by_server
 
 
-def test_a_body_of_unknown_length_has_the_same_limit(client, proxy):
-    size_bytes = int(proxy.told["PROXY_MAX_BODY_BYTES"]) + 1
-    response = send(client, "/infer", (b" " * 65_536 for _ in range(size_bytes // 65_536 + 1)))
-    assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
-
-
-def test_headers_that_are_too_large_are_refused_as_such(client):
-    response = client.get("/status", headers={"X-Much": "x" * 40_000})
-    assert (response.status_code, response.json()["code"]) == (431, "head_too_large")
-    assert response.json()["status"] == 431
+@pytest.mark.parametrize("excess_bytes", [1, 2 << 20])
+def test_a_body_of_unknown_length_has_the_same_limit(client, proxy, excess_bytes):
+    size_bytes = int(proxy.told["PROXY_MAX_BODY_BYTES"]) + excess_bytes
+    for _ in range(TRIES):
+        response = send(client, "/infer", (b" " * 65_536 for _ in range(size_bytes // 65_536 + 1)))
+        assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
 
 
 def test_the_servers_own_errors_pass_as_they_are(client, server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import tomllib
 
 import pytest
 
@@ -177,6 +178,15 @@ def test_the_image_is_not_roots_and_asks_itself_whether_it_lives():
     assert "'/health/live'" in dockerfile
     assert dockerfile.rpartition("\nFROM ")[2].startswith("runtime AS cpu")  # the default
     assert "g++" in dockerfile.rpartition("\nFROM ")[2]
+
+
+@pytest.mark.parametrize(("target", "extras"), [("cpu", {"otel"}), ("cuda", {"bitsandbytes", "otel"})])
+def test_the_images_have_the_extras_that_settings_need(target, extras):
+    stage = read("Dockerfile").split(f"FROM packages AS {target}-packages\n")[1].split("\nFROM ")[0]
+    (installed,) = re.findall(r"pip install --constraint constraints\.txt '\.\[([a-z,]+)\]'", stage)
+    assert set(installed.split(",")) == extras
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert extras <= project["optional-dependencies"].keys()
 
 
 def read(name: str) -> str:
