@@ -8,6 +8,8 @@ in the project's root. Starts a server of its own on a free loopback port and en
 - a refusal with 429 or 503 did not say in Retry-After when to come again,
 - there were too few samples of memory for a trend, or
 - the memory of all processes together grows: its whole 95 % interval is above zero, and its slope above 30 MB/h.
+
+In a run of few minutes it does: the KV cache is still being filled.
 """
 
 from __future__ import annotations
