@@ -321,6 +321,7 @@ class TextEngineContract:
         assert engine.facts.embeds
         found = await embed(engine, "Once upon a time", "The sea", "Once upon a time")
         assert [math.hypot(*vector) for vector in found.vectors] == pytest.approx([1.0] * 3, abs=1e-4)
+        assert {len(vector) for vector in found.vectors} == {engine.facts.embedding_dimensions}
         first, other, again = found.vectors
         assert first == pytest.approx(again, abs=1e-5)
         assert first != pytest.approx(other, abs=1e-2)

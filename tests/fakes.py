@@ -558,5 +558,6 @@ def make_facts(model: str = "gpt2", **changes: Any) -> EngineFacts:
         load_s=0.5,
         peak_memory_bytes=changes.get("memory_bytes", 2 * GIB),
         embeds=True,
+        embedding_dimensions=len(text_vector("")),
     )
     return replace(facts, **changes)

@@ -32,7 +32,7 @@ async def abandon(url: str, *, requests: int, new_tokens: int) -> Abandoned:
     """Send so many requests of so many tokens, every other one a stream; leave them all; ask for a short answer.
 
     The server must take them all, must not be done with the first before it has the last, and must not be able to run
-    them all at once: some are left in the queue.
+    them all at once: some are left in the queue, or on their way into it.
 
     Raises:
         NeverCame: the server did not take them all, or did not forget them.

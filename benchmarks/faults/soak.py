@@ -2,8 +2,14 @@
 
     python -m benchmarks.faults.soak [--minutes 30] [--write docs/benchmarks/soak.md]
 
-in the project's root. Starts a server of its own on a free loopback port and ends it. Ends with status 1 if a request
-was lost or met a fate that it should not have.
+in the project's root. Starts a server of its own on a free loopback port and ends it. Ends with status 1 if
+
+- a request was lost or met a fate that it should not have,
+- a refusal with 429 or 503 did not say in Retry-After when to come again,
+- there were too few samples of memory for a trend, or
+- the memory of all processes together grows: its whole 95 % interval is above zero, and its slope above 30 MB/h.
+
+In a run of few minutes it does: the KV cache is still being filled.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from benchmarks.own_server import MODEL, Server
 from . import report
 from .asking import Tally
 from .load import Load, client
-from .memory import Samples
+from .memory import ALL, Samples
 from .mix import Mixed
 from .trend import LEAST_SAMPLES, Trend, fit
 
@@ -36,6 +42,7 @@ SAMPLE_S = 5.0
 WARM_SHARE = 0.25
 MB = 1e6
 HOUR_S = 3600.0
+MOST_GROWTH_MB_PER_H = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +78,28 @@ def trends(samples: Samples, warm_s: float) -> dict[str, Trend]:
     return {name: fit(times_s, [value / MB for value in values]) for name, values in bytes_of.items()}
 
 
+def failures(soaked: Soaked, minutes: float) -> list[str]:
+    """What was not as promised, in words; nothing where all was."""
+    tally = soaked.tally
+    counts = {
+        "lost": tally.lost,
+        "otherwise not as expected": sum(tally.wrong.values()),
+        "refused without `Retry-After`": sum(tally.untold.values()),
+    }
+    found = [f"{count} requests {what}" for what, count in counts.items() if count]
+    trend = trends(soaked.samples, WARM_SHARE * 60 * minutes).get(ALL)
+    if trend is None:
+        found.append("too few samples of memory for a trend")
+    elif trend.slope > trend.margin and HOUR_S * trend.slope > MOST_GROWTH_MB_PER_H:
+        found.append(f"memory grows by {HOUR_S * trend.slope:.0f} MB/h")
+    return found
+
+
 def lines(soaked: Soaked, minutes: float, command: str) -> list[str]:
     """The report."""
     tally = soaked.tally
     warm_s = WARM_SHARE * 60 * minutes
+    failed = failures(soaked, minutes)
     return [
         "# A long run under mixed load",
         "",
@@ -85,6 +110,11 @@ def lines(soaked: Soaked, minutes: float, command: str) -> list[str]:
         report.where(MODEL),
         f"{CLIENTS} clients, each one request after the other; {BATCH} requests run and {QUEUE} wait at most.",
         f"{soaked.took_s / 60:.1f} minutes, {tally.sent / soaked.took_s:.1f} requests a second.",
+        "",
+        f"**Failed**: {'; '.join(failed)}." if failed else "**As promised.**",
+        "A run fails where a request was lost or met a fate that it should not have, where a refusal with 429 or 503",
+        "lacked `Retry-After`, where there were too few samples for a trend of memory, and where *all together* grew,",
+        f"the whole interval above zero, by more than {MOST_GROWTH_MB_PER_H:g} MB/h.",
         "",
         "## Requests",
         "",
@@ -117,8 +147,8 @@ def lines(soaked: Soaked, minutes: float, command: str) -> list[str]:
         f"A least-squares line through a sample every {SAMPLE_S:g} s, without the first {warm_s / 60:.1f} minutes, in",
         "which the KV cache and the caches of libraries fill. First and last are the line's values. Samples hang",
         "together, so they are worth fewer than they are (`benchmarks/faults/trend.py` has the source); the interval",
-        "is made of what they are worth. Resident sets by process; *all together* is anonymous memory, shared pages",
-        "once (`Pss_Anon`).",
+        "is made of what they are worth, and without bounds where that is too little. Resident sets by process;",
+        "*all together* is anonymous memory, shared pages once (`Pss_Anon`).",
         "",
     ]
 
@@ -157,7 +187,7 @@ def main() -> int:
     print(text)
     if arguments.write:
         arguments.write.write_text(text, encoding="utf-8")
-    return 1 if soaked.tally.lost or soaked.tally.wrong else 0
+    return 1 if failures(soaked, minutes) else 0
 
 
 def _leave(*_: object) -> NoReturn:

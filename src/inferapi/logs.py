@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that the current task serves."""
 trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 """The id of the trace that it belongs to."""
+
+_INDENT = 4 * " "
+_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 Origin = tuple[str | None, str | None]
 """A request's id and its trace's, on their way to another process."""
@@ -61,15 +65,36 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line for a terminal, control characters made visible."""
+    """A line for a terminal, control characters made visible. Those of an exception are indented, and no others are."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """Format one line, and keep it one line."""
-        line = super().formatMessage(record)
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        return _visible(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one line, and what goes with it."""
+        if record.exc_info:
+            record.exc_text = None  # where logging keeps it for other formatters: theirs may be as it came
+        return super().format(record)
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - logging's own name
+        """Format a traceback. What an exception says may be anybody's words: none begin a line."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's own name
+        """Format where a record was made."""
+        return _indented(super().formatStack(stack_info))
+
+
+def _visible(line: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(_INDENT + _visible(line) for line in text.split("\n"))
 
 
 def configure_logging(level: str, *, as_text: bool) -> None:

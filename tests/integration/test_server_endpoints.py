@@ -14,7 +14,7 @@ STATUS_LINE = {
     *("name", "state", "in_flight", "queued", "last_used", "unloads_in_s", "device", "dtype", "attention"),
     *("attention_reason", "batching", "batching_reason", "context_window_tokens", "kv_cache_tokens"),
     *("weights_bytes", "memory_bytes", "load_s", "quantization", "kernels", "kernels_reason"),
-    *("tool_format", "reasoning_tags", "reasons_from_start", "embeds"),
+    *("tool_format", "reasoning_tags", "reasons_from_start", "embeds", "embedding_dimensions"),
 }
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from typing import NoReturn
 
 import pytest
 
@@ -48,6 +49,25 @@ def test_a_record_is_one_line_of_text_without_control_characters(text):
     line = TextFormatter().format(record("%s", text))
     assert len(line.splitlines()) == 1
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("forged", [*HOSTILE, "12:00:00 CRITICAL forged", "a\n12:00:00 CRITICAL forged\n\nb"])
+def test_no_line_of_an_exception_looks_like_a_line_of_its_own(forged):
+    def fail() -> NoReturn:
+        raise ValueError(f"{forged}\n{forged}")
+
+    try:
+        fail()
+    except ValueError as error:
+        error.add_note(forged)
+        made = record("it broke", exc_info=sys.exc_info())
+        made.exc_text = "12:00:00 CRITICAL as another formatter left it"
+        made.stack_info = f"Stack:\n{forged}"
+        first, *others = TextFormatter().format(made).split("\n")
+    assert first.endswith("WARNING it broke")
+    assert "Traceback (most recent call last):" in others[0]
+    assert [line for line in others if not (line.startswith("    ") and line.isprintable())] == []
+    assert not any("as another formatter left it" in line for line in others)
 
 
 def test_a_json_line_tells_when_where_how_bad_and_for_whom():

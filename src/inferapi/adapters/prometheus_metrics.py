@@ -14,10 +14,10 @@ from prometheus_client.registry import Collector
 
 from inferapi.adapters.model_labels import ModelLabels
 from inferapi.adapters.weighted_histogram import WeightedHistogram
-from inferapi.domain.errors import HistoryNotSaved, SessionStoreUnavailable, SessionUnreadable, leaves
+from inferapi.domain.errors import HistoryNotSaved, SessionStoreUnavailable, SessionUnreadable
 from inferapi.domain.generation import FinishReason
 from inferapi.domain.states import ModelStatus
-from inferapi.domain.telemetry import LoadOutcome, StepTally, UnloadReason, counts_as_rejected
+from inferapi.domain.telemetry import LoadOutcome, StepTally, UnloadReason, rejection_codes
 
 _WAIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _GAP_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0)
@@ -187,7 +187,7 @@ class PrometheusMetrics:
         """A series that is not there before its first event hides that event from ``rate``."""
         for model in models:
             self._of(model)
-        for code in sorted({leaf.code for leaf in leaves() if counts_as_rejected(leaf)}):
+        for code in sorted(rejection_codes()):
             self._rejected.labels(code)
         for outcome in LoadOutcome:
             self._loads.labels(outcome.value)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from inferapi.api.errors import PROBLEM_MEDIA_TYPE, ProblemException, details_response, log_cause, problem_response
-from inferapi.api.metrics import note_error
+from inferapi.api.metrics import note_error, note_rejected
 from inferapi.api.openai.errors import error_object, error_response_of, openai_response, speaks_openai
 from inferapi.domain.errors import InferapiError, InvalidJson, InvalidRequest
 
@@ -76,6 +76,7 @@ def add_error_handlers(app: FastAPI) -> None:
             return error_response(request.scope, InvalidJson())
         phrase, headers = HTTPStatus(error.status_code).phrase, dict(error.headers or {})
         code = phrase.lower().replace(" ", "_")
+        note_rejected(request.scope, code)
         if speaks_openai(request.scope):
             told = error_object(error.status_code, code, f"{phrase}.")
             return error_response_of(error.status_code, told, headers)

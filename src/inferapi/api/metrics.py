@@ -41,7 +41,13 @@ def metrics_router(lifecycle: ModelLifecycle, metrics: Metrics, access: Access) 
 
 def note_error(scope: Scope, error: InferapiError) -> None:
     """A client is told an error: count its request as rejected, if that is what it is."""
+    if counts_as_rejected(error):
+        note_rejected(scope, error.code)
+
+
+def note_rejected(scope: Scope, code: str) -> None:
+    """Count a request as rejected."""
     app = scope.get("app")
     metrics: Metrics | None = getattr(app.state, "metrics", None) if app is not None else None
-    if metrics is not None and counts_as_rejected(type(error)):
-        metrics.request_rejected(error.code)
+    if metrics is not None:
+        metrics.request_rejected(code)

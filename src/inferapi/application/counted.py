@@ -27,6 +27,7 @@ async def counted_answer(engine: TextEngine, request: GenerationRequest, telemet
                 yield chunk
     except GenerationFailed as error:
         telemetry.request_failed(model, error.code)
+        error.is_counted = True
         raise
     except (asyncio.CancelledError, GeneratorExit):
         if not is_finished:
@@ -43,6 +44,7 @@ async def counted_vectors(
         embeddings = await engine.embed(request)
     except GenerationFailed as error:
         telemetry.request_failed(model, error.code)
+        error.is_counted = True
         raise
     except asyncio.CancelledError:
         telemetry.request_aborted(model)

@@ -65,6 +65,11 @@ class Resident:
         return self.is_ready and not self.leases
 
     @property
+    def most_running(self) -> int:
+        """How many requests its engine works on at once."""
+        return 1 if self.engine.facts.batching == "sequential" else self.spec.max_batch
+
+    @property
     def held_bytes(self) -> int:
         """What it takes, as last measured."""
         return max(self.engine.facts.memory_bytes, self.engine.load.memory_bytes)
@@ -102,12 +107,15 @@ class Resident:
         if threshold_s != NEVER_S and self.is_free and not self.pinned:
             unloads_in_s = max(self.last_used_s + threshold_s - now_s, 0.0)
         load = self.engine.load
+        # A lease may be for several choices, of which some wait while others run. And the engine has not told yet of
+        # those that came since its last step: more than it can work on at once are on their way into its queue.
+        busy = max(self.leases - load.waiting, min(self.leases, load.running))
+        in_flight = min(busy, self.most_running)
         return ModelStatus(
             name=str(self.key.ref),
             state=self.state,
-            # A lease may be for several choices, of which some wait while others run.
-            in_flight=max(self.leases - load.waiting, min(self.leases, load.running)),
-            queued=load.waiting,
+            in_flight=in_flight,
+            queued=load.waiting + busy - in_flight,
             last_used_s=self.last_used_wall_s,
             unloads_in_s=unloads_in_s,
             pinned=self.pinned,

@@ -75,13 +75,18 @@ Fact = str | int | float | bool | None
 
 
 class InferapiError(Exception):
-    """Root of the tree; only leaves are raised."""
+    """Root of the tree; only leaves are raised.
+
+    Attributes:
+        is_counted: the request that is told it has been counted as one that failed; see ``counts_as_rejected``.
+    """
 
     code: ClassVar[str]
     text: ClassVar[str]
 
     def __init__(self, **facts: Fact) -> None:
         self.facts = facts
+        self.is_counted = False
         super().__init__(self.text.format(**facts))
 
     def again(self) -> Self:

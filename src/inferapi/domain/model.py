@@ -287,6 +287,7 @@ class EngineFacts:
         tag_tokens: the tags of its calls and of its reasoning that are single tokens of its vocabulary, and their ids;
             they reach an answer as text.
         embeds: it can turn texts into vectors.
+        embedding_dimensions: the numbers in each of them; none where it makes none.
     """
 
     model: str
@@ -310,6 +311,7 @@ class EngineFacts:
     reasons_from_start: bool = False
     tag_tokens: tuple[tuple[str, int], ...] = ()
     embeds: bool = False
+    embedding_dimensions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
-from inferapi.domain.errors import GenerationFailed, HistoryNotSaved, InferapiError
+from inferapi.domain.errors import HistoryNotSaved, InferapiError, leaves
 from inferapi.domain.states import ModelStatus
 
 
@@ -60,13 +60,23 @@ class StepTally:
     gaps: tuple[tuple[float, int], ...] = ()
 
 
-def counts_as_rejected(error: type[InferapiError]) -> bool:
+UNROUTED_CODES = ("not_found", "method_not_allowed")
+"""What a request is told whose path or method is not there: no errors of the tree, but told and counted like them."""
+
+
+def counts_as_rejected(error: InferapiError) -> bool:
     """Whether a request that is told this error is counted by it, and not by what its engine made of it.
 
-    What an engine refuses before it begins (a full queue, a prompt that is too long) is rejected. A generation that
-    failed was counted as such; and one whose turn was not stored had been finished.
+    What an engine refuses before it begins (a full queue, a prompt that is too long) is rejected, and so is who waited
+    for a model whose process died on its way into memory. A generation that failed in an engine was counted as such
+    (``is_counted``); and one whose turn was not stored had been finished.
     """
-    return not issubclass(error, GenerationFailed | HistoryNotSaved)
+    return not (error.is_counted or isinstance(error, HistoryNotSaved))
+
+
+def rejection_codes() -> frozenset[str]:
+    """Every code that a request can be rejected with."""
+    return frozenset(leaf.code for leaf in leaves() if leaf is not HistoryNotSaved) | set(UNROUTED_CODES)
 
 
 class Telemetry(Protocol):
@@ -93,7 +103,7 @@ class Telemetry(Protocol):
         ...
 
     def request_rejected(self, code: str) -> None:
-        """A request was told an error that ``counts_as_rejected``."""
+        """A request was told an error that ``counts_as_rejected``, or one of ``UNROUTED_CODES``."""
         ...
 
     def load_ended(self, model: str, outcome: LoadOutcome, duration_s: float) -> None:

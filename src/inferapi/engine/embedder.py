@@ -64,7 +64,7 @@ class NoPoolingError(Exception):
 class Embedder:
     """One model's way from tokens to vectors; for the step loop's thread, between two steps.
 
-    A model that makes none says why: ``refusal``.
+    A model that makes none says why: ``refusal``. One that does says how many numbers each has: ``dimensions``.
 
     Args:
         model: as the runner has it, its output layer included.
@@ -79,9 +79,10 @@ class Embedder:
         self._attention = attention
         self._pooling = Pooling.MEAN
         self.refusal = ""
+        self.dimensions: int | None = None
         try:
             self._pooling = folder_pooling(folder)
-            self.embed(_TRIAL_TOKENS)
+            self.dimensions = len(self.embed(_TRIAL_TOKENS))
         except NoPoolingError as error:
             self.refusal = str(error)
         except EmbeddingsRefused as error:

@@ -142,6 +142,7 @@ def _load(spec: EngineSpec, report: Report) -> LoadedModel:
         reasons_from_start=encoder.facts.reasons_from_start,
         tag_tokens=tags,
         embeds=not embedder.refusal,
+        embedding_dimensions=embedder.dimensions,
     )
     constrainer = Constrainer(partial(grammar_tokenizer, spec.path, tokenizer, ends))
     loaded = LoadedModel(loop, encoder, constrainer, embedder, facts)

@@ -49,6 +49,7 @@ def test_a_vector_is_the_mean_of_what_a_fresh_model_has_behind_its_last_layer(ti
         found = model.model.embedder.embed(prompt_of(length))
         assert_close(found, own_vector(model.reference.base_model, prompt_of(length)))
     assert model.model.facts.embeds
+    assert model.model.facts.embedding_dimensions == len(found)
     assert model.model.facts.batching == ("continuous" if family in BATCHED else "sequential")
 
 
@@ -183,6 +184,7 @@ def test_a_model_that_pools_otherwise_makes_no_vectors_and_answers_all_the_same(
     drive(model.loop, [request])
 
     assert not model.facts.embeds
+    assert model.facts.embedding_dimensions is None
     assert request.num_completion_tokens == 5
 
 
@@ -193,6 +195,7 @@ def test_a_model_whose_numbers_overflow_makes_no_vectors(write_model, load, prom
     model = load(write_model("llama", spoil))
 
     assert not model.facts.embeds
+    assert model.facts.embedding_dimensions is None
     with pytest.raises(EmbeddingsRefused, match="overflow"):
         model.embedder.embed(prompt_of(3))
 

@@ -9,7 +9,7 @@ import pytest
 
 from fakes import settle
 from inferapi.api.auth import ApiKey
-from inferapi.domain.errors import HistoryNotSaved, OutOfMemory, QueueFull
+from inferapi.domain.errors import HistoryNotSaved, ModelCrashed, OutOfMemory, QueueFull
 from metrics_page import MetricsPage
 
 ASKED = [
@@ -126,6 +126,46 @@ async def test_what_the_engine_refuses_is_rejected_and_what_fails_there_is_not(s
     page = await read(client)
     assert rejected(page) == {"queue_full": 1.0}
     assert page.counted("requests_finished_total", "finish_reason") == {"insufficient_memory": 1.0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), ANSWERED)
+async def test_who_waited_for_a_model_that_died_on_its_way_is_rejected(stage, client, path, body, stream):
+    stage.launcher.errors["gpt2"] = [ModelCrashed(model="gpt2")]
+    named = body if path.startswith("/v1") else body | {"model": "gpt2"}
+    answer = await client.post(path, json=named | {"stream": stream})
+    assert "model_crashed" in answer.text
+    page = await read(client)
+    assert rejected(page) == {"model_crashed": 1.0}
+    assert page.counted("requests_finished_total", "finish_reason") == {}
+
+
+async def test_each_of_several_that_waited_for_it_is_rejected(stage, client):
+    stage.launcher.errors["gpt2"] = [ModelCrashed(model="gpt2")]
+    stage.launcher.gate.hold()
+    asked = [asyncio.create_task(client.post("/infer", json={"text": "Hi", "model": "gpt2"})) for _ in range(3)]
+    await settle()
+    stage.launcher.gate.open()
+    assert [(await answer).json()["code"] for answer in asked] == ["model_crashed"] * 3
+    assert rejected(await read(client)) == {"model_crashed": 3.0}
+
+
+async def test_a_model_that_dies_in_an_answer_fails_it_and_rejects_nothing(stage, client):
+    engine = await stage.load()
+    engine.fail_with = ModelCrashed(model="gpt2")
+    assert (await client.post("/infer", json={"text": "Hi"})).status_code == 503
+    page = await read(client)
+    assert rejected(page) == {}
+    assert page.counted("requests_finished_total", "finish_reason") == {"model_crashed": 1.0}
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_paths_and_methods_that_are_not_there_are_counted_by_their_codes(client, prefix):
+    before = (await read(client)).value("requests_rejected_total", reason="not_found")
+    assert (await client.get(f"{prefix}/nowhere")).status_code == 404
+    assert (await client.delete("/v1/completions" if prefix else "/infer")).status_code == 405
+    assert before == 0.0
+    assert rejected(await read(client)) == {"not_found": 1.0, "method_not_allowed": 1.0}
 
 
 async def test_a_stream_that_breaks_is_counted_as_an_answer_that_does_not_stream(stage, client):

@@ -9,6 +9,7 @@ import pytest
 
 from fakes import settle, text_vector
 from inferapi.domain.errors import OutOfMemory
+from metrics_page import MetricsPage
 
 PATH = "/v1/embeddings"
 TEXTS = ["a b", "c", "d e f"]
@@ -60,6 +61,23 @@ async def test_the_dimensions_may_be_said_if_they_are_the_models(client):
     wrong = await client.post(PATH, json={"model": "gpt2", "input": "a", "dimensions": 3})
     assert (right.status_code, wrong.status_code) == (200, 400)
     assert wrong.json()["error"]["param"] == "dimensions"
+    assert wrong.json()["error"]["message"] == "dimensions: the vectors of this model have 4"
+
+
+async def test_dimensions_that_the_model_has_not_are_refused_before_anything_is_computed(client, stage):
+    wrong = await client.post(PATH, json={"model": "gpt2", "input": TEXTS, "dimensions": 3})
+    page = MetricsPage((await client.get("/metrics")).text)
+    assert (wrong.status_code, stage.engine.embedded) == (400, [])
+    assert page.counted("requests_rejected_total", "reason") == {"invalid_request": 1.0}
+    assert page.counted("requests_finished_total", "finish_reason") == {}
+
+
+async def test_a_model_that_cannot_embed_says_so_whatever_the_dimensions(make_stage, client_of):
+    stage = await make_stage()
+    stage.launcher.facts = {"embeds": False, "embedding_dimensions": None}
+    async with client_of(stage.app()) as client:
+        answer = await client.post(PATH, json={"model": "gpt2", "input": "a", "dimensions": 3})
+    assert answer.json()["error"]["code"] == "embeddings_refused"
 
 
 async def test_a_model_that_cannot_embed_says_so(make_stage, client_of):

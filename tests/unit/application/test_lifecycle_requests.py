@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -152,6 +153,20 @@ async def test_status_counts_the_requests_of_a_model(stage):
     (line,) = stage.lifecycle.status()
     assert (line.in_flight, line.unloads_in_s) == (0, 300.0)
     assert line.last_used_s == stage.clock.wall_s()
+
+
+@pytest.mark.parametrize(("batching", "most"), [("continuous", 2), ("sequential", 1)])
+async def test_of_a_burst_that_the_engine_has_not_told_of_no_more_run_than_can(make_stage, batching, most):
+    stage = await make_stage(max_batch=2)
+    stage.launcher.facts = {"batching": batching}
+    await stage.load()
+    async with AsyncExitStack() as leases:
+        for _ in range(5):
+            await leases.enter_async_context(stage.lifecycle.lease())
+        (line,) = stage.lifecycle.status()
+        assert (line.in_flight, line.queued) == (most, 5 - most)
+    (line,) = stage.lifecycle.status()
+    assert (line.in_flight, line.queued) == (0, 0)
 
 
 async def test_a_request_that_failed_gives_its_lease_back(stage):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 
 import httpx
+import pytest
 from benchmarks.faults import report, soak
 from benchmarks.faults.asking import Ask, Tally
 from benchmarks.faults.memory import ALL, Samples
@@ -68,7 +70,68 @@ def test_a_soak_tells_the_memory_of_every_process_and_leaves_the_warming_out():
     assert "| all together | 45 (45) | 100.0 | 100.0 | +0.00 | +0.00 to +0.00 | inside |" in text
 
 
-def test_too_short_a_run_tells_nothing_of_memory():
+def growing(mb_per_h: float, *, noise_mb: float = 0.0, seconds: int = 600) -> Samples:
+    """Memory that grows so fast, with a noise that does not hang together."""
+    samples, source = Samples(list), random.Random(1)
+    samples.times_s = [float(second) for second in range(0, seconds, 5)]
+    grown = [mb_per_h * time_s / 3600 + source.gauss(0.0, noise_mb) for time_s in samples.times_s]
+    samples.bytes_of = {ALL: [int(1e6 * (500 + value)) for value in grown], "worker": [1] * len(grown)}
+    return samples
+
+
+def soaked_with(tally: Tally, samples: Samples) -> soak.Soaked:
+    return soak.Soaked(tally, Counter(), samples, 600.0)
+
+
+def test_too_short_a_run_tells_nothing_of_memory_and_fails():
     samples = Samples(list)
     samples.times_s, samples.bytes_of = [0.0, 5.0, 10.0], {ALL: [1, 2, 3]}
     assert soak.trends(samples, 0.0) == {}
+    assert soak.failures(soaked_with(tally_of(answered()), samples), 10) == ["too few samples of memory for a trend"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "failures"),
+    [
+        (growing(0), []),
+        (growing(-100), []),
+        (growing(20), []),  # for sure, but little
+        (growing(60, noise_mb=40), []),  # much, but not for sure
+        (growing(100), ["memory grows by 100 MB/h"]),
+    ],
+)
+def test_a_soak_fails_where_memory_grows_for_sure_and_by_much(samples, failures):
+    soaked = soaked_with(tally_of(answered(), refused()), samples)
+    assert soak.failures(soaked, 10) == failures
+    text = "\n".join(soak.lines(soaked, 10, "command"))
+    assert (f"**Failed**: {failures[0]}." if failures else "**As promised.**") in text
+
+
+def test_a_soak_fails_by_requests_that_were_lost_unforeseen_or_not_told_when_to_come_again():
+    untold = httpx.Response(503, json={"code": "queue_full"})
+    tally = tally_of(answered(), untold, refused("internal_error", 500))
+    tally.sent += 2
+    assert soak.failures(soaked_with(tally, growing(0)), 10) == [
+        "2 requests lost",
+        "1 requests otherwise not as expected",
+        "1 requests refused without `Retry-After`",
+    ]
+
+
+def test_a_failed_soak_ends_with_status_1(monkeypatch, capsys):
+    class NoServer:
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def wait_ready(self) -> None: ...
+        def stop(self) -> None: ...
+
+    for samples, status in ((growing(0), 0), (growing(100), 1)):
+
+        async def found(*_: object, samples: Samples = samples) -> soak.Soaked:
+            return soaked_with(Tally(), samples)
+
+        monkeypatch.setattr(soak, "Server", NoServer)
+        monkeypatch.setattr(soak, "soak", found)
+        monkeypatch.setattr("sys.argv", ["soak", "--minutes", "10"])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        assert soak.main() == status
+    assert "**Failed**: memory grows by 100 MB/h." in capsys.readouterr().out

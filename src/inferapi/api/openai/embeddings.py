@@ -19,7 +19,7 @@ from inferapi.api.disconnect import until_disconnect
 from inferapi.api.json_reply import JsonReply
 from inferapi.api.json_route import JsonRoute
 from inferapi.api.openai.replies import ERRORS, EmbeddingsReply
-from inferapi.api.openai.schema import OpenAiPolicy, refused
+from inferapi.api.openai.schema import OpenAiPolicy
 from inferapi.api.openai.strictness import EMBEDDING, OpenAiBody, accepted
 from inferapi.api.openai.text_schema import PromptText, as_texts
 from inferapi.api.schema import MAX_TOKEN_COUNT, ModelName
@@ -71,10 +71,8 @@ def embeddings_router(embedding: Embedding, policy: OpenAiPolicy, access: Access
 
 
 async def _answer(embedding: Embedding, body: EmbeddingsBody, owner: str, warnings: tuple[str, ...]) -> Response:
-    embedded = await embedding.embed(body.input, owner=owner, model=ModelRef.parse(body.model))
-    dimensions = len(embedded.embeddings.vectors[0])
-    if body.dimensions not in {None, dimensions}:
-        raise refused("dimensions", f"the vectors of this model have {dimensions}")
+    model = ModelRef.parse(body.model)
+    embedded = await embedding.embed(body.input, owner=owner, model=model, dimensions=body.dimensions)
     encode: Callable[[Sequence[float]], Any] = _base64 if body.encoding_format == "base64" else tuple
     return JsonReply(await _encoded(embedded, encode, warnings))
 
