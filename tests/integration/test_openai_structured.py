@@ -162,7 +162,7 @@ HARD = {
     "hundreds of lists": closed(
         **{f"p{number}": several({"type": "string", "pattern": "^(ab|cd){1,500}$"}, 0, 999) for number in range(300)}
     ),
-    "a deep one": functools.reduce(lambda below, _: closed(a=below), range(400), TRUTH),
+    "a deep one": functools.reduce(lambda below, _: closed(a=below), range(45), TRUTH),
     "every order": closed([], **{f"property_{number}": {"type": "integer"} for number in range(500)}),
 }
 
@@ -193,6 +193,5 @@ async def test_a_schema_that_is_hard_to_compile_holds_nobody_up(server, schema):
     response = await asking
     assert response.status_code in {200, 400}, response.text
     if response.status_code == 400:
-        error = response.json()["error"]
-        assert error["code"] == "invalid_json" or error["param"].startswith("response_format")
+        assert response.json()["error"]["param"].startswith("response_format")
     await asyncio.to_thread(server.wait_idle)
